@@ -1,0 +1,47 @@
+"""AnoVL for anomalib: zero-shot anomaly localization with value-wise attention and state prompts.
+
+Importing this package registers the model with anomalib and is cheap: everything else is imported on first use.
+"""
+
+from anovl_plugin.registration import install
+
+__version__ = "0.1.0"
+__all__ = [
+    "AnoVL",
+    "AnoVLModel",
+    "TextBank",
+    "TextTower",
+    "load_backbone",
+    "prompt_ensemble",
+    "value_wise_forward",
+]
+
+_HOMES = {
+    "AnoVL": "lightning_model",
+    "AnoVLModel": "torch_model",
+    "TextBank": "text_bank",
+    "TextTower": "text_bank",
+    "load_backbone": "backbone",
+    "prompt_ensemble": "prompts",
+    "value_wise_forward": "value_attention",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first asked for."""
+    if name not in _HOMES:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    from importlib import import_module  # noqa: PLC0415 - only where something is asked for
+
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names, imported or not."""
+    return sorted({*globals(), *__all__})
+
+
+install()

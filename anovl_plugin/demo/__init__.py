@@ -1,0 +1,13 @@
+"""Try AnoVL with no download: the data module ``DemoSurfaces`` and the small CLIP ``anovl-demo``."""
+
+__all__ = ["DemoSurfaces"]
+
+
+def __getattr__(name: str) -> object:
+    """Import the data module, and anomalib with it, when it is first asked for."""
+    if name != "DemoSurfaces":
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    from anovl_plugin.demo.datamodule import DemoSurfaces  # noqa: PLC0415 - only where it is asked for
+
+    return DemoSurfaces

@@ -1,0 +1,172 @@
+"""AnoVL as an anomalib model: ``anomalib test --model AnoVL``."""
+
+from pathlib import Path
+from typing import Any
+
+from anomalib import LearningType
+from anomalib.data import Batch, InferenceBatch
+from anomalib.metrics import Evaluator
+from anomalib.models.components import AnomalibModule
+from anomalib.post_processing import PostProcessor
+from anomalib.pre_processing import PreProcessor
+from anomalib.visualization import Visualizer
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch import Tensor, nn
+from torchvision.transforms.v2 import Compose, Normalize, Resize
+
+from anovl_plugin.backbone import DEFAULT_BACKBONE, DEFAULT_PRETRAINED
+from anovl_plugin.post_processor import ZeroShotPostProcessor
+from anovl_plugin.prompts import Domain
+from anovl_plugin.registration import register
+from anovl_plugin.torch_model import AnoVLModel
+
+FALLBACK_CLASS_NAME = "object"
+
+
+class AnoVL(AnomalibModule):
+    """AnoVL: zero-shot anomaly localization with vision-language models (arXiv 2308.15939).
+
+    Args:
+        backbone: The CLIP to use: an open_clip architecture, ``hf-hub:OWNER/NAME``, ``local-dir:FOLDER``, or
+            ``anovl-demo``, the small one that comes with the package and needs no download.
+        pretrained: Its weights: a tag of open_clip's, or the path of a .safetensors or .pt file. Not looked at for
+            ``hf-hub:``, ``local-dir:`` and ``anovl-demo``, which bring their own.
+        class_name: What the images show, e.g. ``bottle``. If not given, the data module's category, else ``object``.
+        domain: Wording of the prompts: ``object``, ``texture``, or ``auto``, which takes MVTec AD's textures for
+            textures and everything else for an object.
+        image_size: Height and width (or one number for both) in pixels that images are resized to, multiples of the
+            CLIP's patch. If not given, the size the CLIP was made for.
+        pre_processor: Resizes and normalises images. ``True`` for what the CLIP needs.
+        post_processor: Sets thresholds and normalises scores. ``True`` for thresholds of 0.5 that validation data,
+            where there is any, adapts.
+        evaluator: Computes metrics. ``True`` for anomalib's default: AUROC and F1 of images and pixels.
+        visualizer: Draws the result pictures. ``True`` for anomalib's default.
+
+    Example:
+        >>> from anomalib.models import get_model
+        >>> model = get_model("AnoVL", backbone="anovl-demo", class_name="brick", domain="texture")
+        >>> model.name, model.learning_type.value
+        ('AnoVL', 'zero_shot')
+    """
+
+    model: AnoVLModel
+
+    def __init__(
+        self,
+        backbone: str = DEFAULT_BACKBONE,
+        pretrained: str | None = DEFAULT_PRETRAINED,
+        class_name: str | None = None,
+        domain: Domain = "auto",
+        image_size: int | tuple[int, int] | None = None,
+        pre_processor: nn.Module | bool = True,  # noqa: FBT001, FBT002 - anomalib's signature
+        post_processor: nn.Module | bool = True,  # noqa: FBT001, FBT002
+        evaluator: Evaluator | bool = True,  # noqa: FBT001, FBT002
+        visualizer: Visualizer | bool = True,  # noqa: FBT001, FBT002
+    ) -> None:
+        if isinstance(pretrained, Path):
+            pretrained = str(pretrained)
+        # The default pre-processor depends on the CLIP, so it is made after the model.
+        super().__init__(False, post_processor, evaluator, visualizer)  # noqa: FBT003
+        self.model = AnoVLModel(backbone, pretrained, domain=domain, image_size=image_size)
+        self.pre_processor = self._resolve_component(pre_processor, nn.Module, self.configure_pre_processor)
+        self.class_name = class_name
+        self.domain: Domain = domain
+
+    @property
+    def learning_type(self) -> LearningType:
+        """Zero-shot: nothing is learned from the data set."""
+        return LearningType.ZERO_SHOT
+
+    @property
+    def trainer_arguments(self) -> dict[str, Any]:
+        """The trainer runs as the user set it."""
+        return {}
+
+    def configure_pre_processor(self, image_size: tuple[int, int] | None = None) -> PreProcessor:
+        """Resize to the model's size, bilinear, and normalise as the CLIP expects.
+
+        Args:
+            image_size: height and width in pixels, the model's own if not given.
+        """
+        size = list(image_size or self.model.image_size)
+        normalize = Normalize(mean=list(self.model.mean), std=list(self.model.std))
+        return PreProcessor(transform=Compose([Resize(size, antialias=True), normalize]))
+
+    def configure_post_processor(self) -> PostProcessor:
+        """Start from thresholds of 0.5 and let validation data adapt them."""
+        return ZeroShotPostProcessor()
+
+    def configure_optimizers(self) -> None:
+        """Nothing is trained."""
+
+    def val_dataloader(self) -> list:
+        """Offer no validation data; that of a data module comes before this."""
+        return []
+
+    def on_validation_start(self) -> None:
+        """Build the text bank, now that the model is on its device."""
+        self.prepare_text_bank()
+
+    def on_test_start(self) -> None:
+        """Build the text bank, now that the model is on its device."""
+        self.prepare_text_bank()
+
+    def on_predict_start(self) -> None:
+        """Build the text bank, now that the model is on its device."""
+        self.prepare_text_bank()
+
+    def validation_step(self, batch: Batch, *args: object, **kwargs: object) -> STEP_OUTPUT:
+        """Score a batch; the post-processor takes thresholds and normalisation from it."""
+        del args, kwargs
+        return batch.update(**self.model(batch.image)._asdict())
+
+    def forward(self, batch: Tensor, *args: object, **kwargs: object) -> InferenceBatch:
+        """Pre-process, score and post-process raw images, as an exported model does.
+
+        Args:
+            batch: images of any size with values in [0, 1], shape (B, 3, H, W).
+            *args: not used.
+            **kwargs: not used.
+
+        Returns:
+            Scores (B,), labels (B,), maps (B, 1, H, W) and masks (B, 1, H, W).
+        """
+        if self.model.class_name is None:
+            self.prepare_text_bank()
+        return super().forward(batch, *args, **kwargs)
+
+    def prepare_text_bank(self) -> None:
+        """Build the text bank for the class at hand, unless the model has it already."""
+        self.model.setup(self._resolve_class_name(), self.domain)
+
+    def to_torch(self, *args: Any, **kwargs: Any) -> Path:
+        """Export as anomalib does, with the text bank inside."""
+        self.prepare_text_bank()
+        return super().to_torch(*args, **kwargs)
+
+    def to_onnx(self, *args: Any, **kwargs: Any) -> Path:
+        """Export as anomalib does, with the text bank inside."""
+        self.prepare_text_bank()
+        return super().to_onnx(*args, **kwargs)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note which class the text bank belongs to."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["anovl_text_bank"] = {"class_name": self.model.class_name, "domain": self.model.domain}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the text bank for what it was when it was saved."""
+        super().on_load_checkpoint(checkpoint)
+        self.model.adopt_text_bank(**checkpoint["anovl_text_bank"])
+
+    def _resolve_class_name(self) -> str:
+        """Take the argument, else the data module's category, else, without any, the bank at hand or "object"."""
+        if self.class_name is not None:
+            return self.class_name
+        datamodule = self.trainer.datamodule if self._trainer is not None else None
+        if datamodule is None:
+            return self.model.class_name or FALLBACK_CLASS_NAME
+        return getattr(datamodule, "category", None) or FALLBACK_CLASS_NAME
+
+
+register()

@@ -1,0 +1,74 @@
+"""How anomalib comes to see the model. This file alone knows.
+
+anomalib looks models up in three places: the subclasses of ``AnomalibModule``, the namespace of ``anomalib.models``,
+and a list of modules it may import from. A ``.pth`` file in site-packages imports :mod:`anovl_plugin` when Python
+starts. That only puts :class:`AnomalibModelsFinder` in front of the import system; once something imports
+``anomalib.models``, the finder steps aside, lets the real import run, and enters the model in all three places.
+
+Nothing here imports anomalib or torch by itself. ``ANOVL_PLUGIN_DISABLE=1`` switches the automatic registration off.
+"""
+
+import os
+import sys
+
+HOST = "anomalib.models"
+PLUGIN = "anovl_plugin"
+MODEL_MODULE = "anovl_plugin.lightning_model"
+DISABLE_VARIABLE = "ANOVL_PLUGIN_DISABLE"
+
+
+class AnomalibModelsFinder:
+    """Waits on ``sys.meta_path`` for the first import of ``anomalib.models``."""
+
+    @classmethod
+    def find_spec(cls, name: str, path: object = None, target: object = None) -> object:
+        """Step aside and return the real module's spec, with a loader that registers the model afterwards."""
+        if name != HOST:
+            return None
+        sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not cls]
+        # Imported only here: a Python that never meets anomalib should not pay for it.
+        from importlib.util import find_spec  # noqa: PLC0415
+
+        spec = find_spec(name)
+        if spec is not None and spec.loader is not None:
+            run_module = spec.loader.exec_module
+
+            def exec_module(module: object) -> None:
+                run_module(module)
+                register()
+
+            spec.loader.exec_module = exec_module
+        return spec
+
+
+def install() -> None:
+    """See to it that the model is registered: now if ``anomalib.models`` is there, else when it is imported."""
+    if os.environ.get(DISABLE_VARIABLE, "0") not in {"", "0"}:
+        return
+    if HOST in sys.modules:
+        register()
+    elif AnomalibModelsFinder not in sys.meta_path:
+        sys.meta_path.insert(0, AnomalibModelsFinder)
+
+
+def register() -> None:
+    """Enter the model in ``anomalib.models``, or warn once that it cannot be and leave anomalib alone."""
+    host = sys.modules.get(HOST)
+    being_imported = MODEL_MODULE in sys.modules and not hasattr(sys.modules[MODEL_MODULE], "AnoVL")
+    # An import that began with the plugin comes back here when the model's module is complete.
+    if host is None or being_imported or hasattr(host, "AnoVL") or not hasattr(host, "get_model"):
+        return
+    try:
+        from anovl_plugin.lightning_model import AnoVL  # noqa: PLC0415
+
+        host.ALLOWED_MODULES.add(PLUGIN)
+        host.AnoVL = AnoVL
+        host.__all__ = sorted([*host.__all__, "AnoVL"])
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with the plugin, anomalib must go on
+        import warnings  # noqa: PLC0415
+
+        warnings.warn(
+            f"anovl_plugin could not register AnoVL with anomalib ({type(error).__name__}: {error}); anomalib goes on "
+            f"without it. {DISABLE_VARIABLE}=1 silences this.",
+            stacklevel=2,
+        )
