@@ -138,12 +138,12 @@ def load_backbone(
     else:
         _check_request(backbone, pretrained)
     size = _as_pair(image_size)
-    options = {"force_image_size": size, "require_pretrained": True, **_normalisation(backbone, pretrained)}
     try:
-        with _readable_weights(pretrained) as source:
+        options = {"force_image_size": size, "require_pretrained": True, **_normalisation(backbone, pretrained)}
+        with _readable_weights(_right_download(backbone, pretrained)) as source:
             clip = open_clip.create_model(backbone, pretrained=source, **options)
         tokenizer = open_clip.get_tokenizer(backbone)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - hubs, files and archives fail in many ways; all end in one error
         raise _cannot_load(backbone, pretrained, error) from None
     clip = clip.float().eval().requires_grad_(False)
     visual = clip.visual
@@ -158,7 +158,7 @@ def _as_pair(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None
     if image_size is None:
         return None
     pair = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    if len(pair) != 2 or any(side < 1 for side in pair):  # noqa: PLR2004 - height and width
+    if len(pair) != 2 or any(side < 1 for side in pair):
         msg = f"image_size is {image_size!r}, but must be a positive number of pixels or a pair (height, width) of them"
         raise ValueError(msg)
     return pair
@@ -197,7 +197,8 @@ def _check_request(backbone: str, pretrained: str | None) -> None:
 
 def _normalisation(backbone: str, pretrained: str | None) -> dict[str, dict]:
     """Take for a bare file, which says nothing of it, the normalisation of the architecture's known weights."""
-    if backbone.startswith(_SCHEMES) or not Path(str(pretrained)).is_file():
+    is_file = Path(str(pretrained)).is_file() or _mislabelled(backbone, pretrained)
+    if backbone.startswith(_SCHEMES) or not is_file:
         return {}
     tags = open_clip.list_pretrained_tags_by_model(backbone)
     configs = [open_clip.get_pretrained_cfg(backbone, tag) for tag in tags]
@@ -214,6 +215,23 @@ def _normalisation(backbone: str, pretrained: str | None) -> dict[str, dict]:
     return {"force_preprocess_cfg": {"mean": mean, "std": std}}
 
 
+def _mislabelled(backbone: str, pretrained: str | None) -> dict[str, str]:
+    """Give the configuration of a tag whose entry in open_clip leads to another tag's weights on the hub, else {}.
+
+    open_clip 3.3 does this for the paper's CLIP: it fetches laion400m_e31 when asked for laion400m_e32.
+    """
+    config = open_clip.get_pretrained_cfg(backbone, pretrained) if pretrained else {}
+    hub_tag = config.get("hf_hub", "").rstrip("/").rpartition(".")[2]
+    others = {tag for tag in open_clip.list_pretrained_tags_by_model(backbone) if tag != pretrained}
+    return config if hub_tag in others and config.get("url") else {}
+
+
+def _right_download(backbone: str, pretrained: str | None) -> str | None:
+    """Fetch the weights that a tag names from their own address where open_clip would fetch others."""
+    config = _mislabelled(backbone, pretrained)
+    return open_clip.download_pretrained({**config, "hf_hub": ""}) if config else pretrained
+
+
 @contextmanager
 def _readable_weights(pretrained: str | None) -> Iterator[str | None]:
     """Give older versions of open_clip, which cannot read safetensors, the same weights as a .pt file."""
@@ -228,12 +246,13 @@ def _readable_weights(pretrained: str | None) -> Iterator[str | None]:
 
 
 def _cannot_load(backbone: str, pretrained: str | None, error: Exception) -> BackboneError:
-    cause = " ".join(str(error).split()) or type(error).__name__
+    cause = " ".join(str(error).split()).rstrip(".") or "no reason given"
     source = f" with weights {pretrained!r}" if pretrained else ""
+    config = _mislabelled(backbone, pretrained)
+    cache = f"put {Path(config['url']).name} into ~/.cache/clip" if config else "set HF_HOME to a cache that holds them"
     return BackboneError(
-        f"cannot load {backbone!r}{source}: {type(error).__name__}: {cause}. Ways on: set pretrained to a .safetensors "
-        "or .pt file of these weights; set HF_HOME to a cache folder that holds them; or try "
-        f"backbone={DEMO_BACKBONE}, which needs no download."
+        f"cannot load {backbone!r}{source} ({type(error).__name__}: {cause}). Ways on: set pretrained to a "
+        f".safetensors or .pt file of these weights; {cache}; or try backbone={DEMO_BACKBONE}, which needs no download."
     )
 
 
@@ -261,4 +280,3 @@ def _multiples(side: int, patch: int) -> Iterator[int]:
     if lower:
         yield lower
     yield lower + patch
-

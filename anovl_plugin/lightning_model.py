@@ -58,10 +58,10 @@ class AnoVL(AnomalibModule):
         class_name: str | None = None,
         domain: Domain = "auto",
         image_size: int | tuple[int, int] | None = None,
-        pre_processor: nn.Module | bool = True,  # noqa: FBT001, FBT002 - anomalib's signature
-        post_processor: nn.Module | bool = True,  # noqa: FBT001, FBT002
-        evaluator: Evaluator | bool = True,  # noqa: FBT001, FBT002
-        visualizer: Visualizer | bool = True,  # noqa: FBT001, FBT002
+        pre_processor: nn.Module | bool = True,
+        post_processor: nn.Module | bool = True,
+        evaluator: Evaluator | bool = True,
+        visualizer: Visualizer | bool = True,
     ) -> None:
         if isinstance(pretrained, Path):
             pretrained = str(pretrained)

@@ -14,9 +14,9 @@ class ZeroShotPostProcessor(PostProcessor):
 
     def __init__(
         self,
-        enable_normalization: bool = True,  # noqa: FBT001, FBT002 - anomalib's signature
-        enable_thresholding: bool = True,  # noqa: FBT001, FBT002
-        enable_threshold_matching: bool = True,  # noqa: FBT001, FBT002
+        enable_normalization: bool = True,
+        enable_thresholding: bool = True,
+        enable_threshold_matching: bool = True,
         image_sensitivity: float = 0.5,
         pixel_sensitivity: float = 0.5,
     ) -> None:

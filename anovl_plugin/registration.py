@@ -27,7 +27,7 @@ class AnomalibModelsFinder:
             return None
         sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not cls]
         # Imported only here: a Python that never meets anomalib should not pay for it.
-        from importlib.util import find_spec  # noqa: PLC0415
+        from importlib.util import find_spec
 
         spec = find_spec(name)
         if spec is not None and spec.loader is not None:
@@ -59,13 +59,13 @@ def register() -> None:
     if host is None or being_imported or hasattr(host, "AnoVL") or not hasattr(host, "get_model"):
         return
     try:
-        from anovl_plugin.lightning_model import AnoVL  # noqa: PLC0415
+        from anovl_plugin.lightning_model import AnoVL
 
         host.ALLOWED_MODULES.add(PLUGIN)
         host.AnoVL = AnoVL
         host.__all__ = sorted([*host.__all__, "AnoVL"])
     except Exception as error:  # noqa: BLE001 - whatever is wrong with the plugin, anomalib must go on
-        import warnings  # noqa: PLC0415
+        import warnings
 
         warnings.warn(
             f"anovl_plugin could not register AnoVL with anomalib ({type(error).__name__}: {error}); anomalib goes on "

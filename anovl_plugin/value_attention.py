@@ -47,25 +47,34 @@ def embed_patches(visual: VisionTransformer, images: Tensor) -> Tensor:
     return visual.ln_pre(tokens)
 
 
-def attention_residuals(block: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor]:
+def attention_residuals(block: nn.Module, tokens: Tensor, asking: int | None = None) -> tuple[Tensor, Tensor]:
     """Compute what one block's attention adds to the ordinary path and to the local path.
 
     Args:
         block: an open_clip ``ResidualAttentionBlock``.
         tokens: the ordinary path's tokens xⁱ⁻¹, shape (B, 1 + N, D).
+        asking: how many leading tokens the ordinary residual is wanted for, M; ``None`` for all of them.
 
     Returns:
-        The ordinary residual W_o softmax(q kᵀ/√d) v and the local residual W_o softmax(v vᵀ/√d) v, each of shape
-        (B, 1 + N, D).
+        The ordinary residual W_o softmax(q kᵀ/√d) v, shape (B, M, D), and the local residual
+        W_o softmax(v vᵀ/√d) v, shape (B, 1 + N, D).
     """
     attention = block.attn
-    batch, length, width = tokens.shape
-    qkv = F.linear(block.ln_1(tokens), attention.in_proj_weight, attention.in_proj_bias)
-    q, k, v = qkv.view(batch, length, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
+    normed = block.ln_1(tokens)
+    width = tokens.shape[-1]
 
-    def project(heads: Tensor) -> Tensor:
-        return block.ls_1(attention.out_proj(heads.transpose(1, 2).reshape(batch, length, width)))
+    def heads(part: Tensor, start: int, stop: int) -> Tensor:
+        rows = slice(start * width, stop * width)
+        projected = F.linear(part, attention.in_proj_weight[rows], attention.in_proj_bias[rows])
+        return projected.unflatten(-1, (stop - start, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
 
+    def project(values: Tensor) -> Tensor:
+        return block.ls_1(attention.out_proj(values.transpose(1, 2).flatten(2)))
+
+    if asking is None:
+        q, k, v = heads(normed, 0, 3)
+    else:
+        (q,), (k, v) = heads(normed[:, :asking], 0, 1), heads(normed, 1, 3)
     ordinary = F.scaled_dot_product_attention(q, k, v)
     value_wise = F.scaled_dot_product_attention(v, v, v)
     return project(ordinary), project(value_wise)
@@ -94,10 +103,13 @@ def value_wise_forward(visual: VisionTransformer, images: Tensor) -> VisionToken
         (torch.Size([3, 16]), torch.Size([3, 16, 16]))
     """
     tokens = local = embed_patches(visual, images)
-    for block in visual.transformer.resblocks:
-        ordinary, value_wise = attention_residuals(block, tokens)
+    blocks = visual.transformer.resblocks
+    for index, block in enumerate(blocks):
+        # Of the last block's ordinary path only the class token is read.
+        asking = 1 if index == len(blocks) - 1 else None
+        ordinary, value_wise = attention_residuals(block, tokens, asking)
         local = local + value_wise
-        tokens = tokens + ordinary
+        tokens = tokens[:, :asking] + ordinary
         tokens = tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
     image = visual.ln_post(tokens[:, 0]) @ visual.proj
     return VisionTokens(image, visual.ln_post(local[:, 1:]) @ visual.proj)

@@ -8,6 +8,6 @@ def __getattr__(name: str) -> object:
     if name != "DemoSurfaces":
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
-    from anovl_plugin.demo.datamodule import DemoSurfaces  # noqa: PLC0415 - only where it is asked for
+    from anovl_plugin.demo.datamodule import DemoSurfaces
 
     return DemoSurfaces

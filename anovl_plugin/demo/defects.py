@@ -49,7 +49,7 @@ def defect_layer(image: Image, kind: str, rng: Generator) -> tuple[Image, Image]
     """Draw what a defect covers and what it shows: an opacity (S, S) in [0, 1] and a picture (S, S, 3)."""
     size, mean = len(image), float(image.mean())
     dark_or_light = np.full(3, rng.uniform(0, 0.15) if mean > rng.uniform(0.25, 0.75) else rng.uniform(0.85, 1.0))
-    grey = rng.random() < 0.5  # noqa: PLR2004 - half of them
+    grey = rng.random() < 0.5
     colour = np.full(3, rng.uniform()) if grey else rng.uniform(0, 1, 3)
     if kind == "scratch":
         return line_mask(size, rng, jagged=False), np.broadcast_to(dark_or_light, image.shape)
@@ -96,7 +96,7 @@ def paint_defect(image: Image, kind: str, rng: Generator) -> tuple[Image, Image]
     # A drawing may fall on ground of its own colour, or outside the image; the clearest of a few is kept.
     for _ in range(12):
         cover, picture = defect_layer(image, kind, rng)
-        cover = np.where(cover < 0.1, 0, cover)[..., None]  # noqa: PLR2004 - a change no eye sees
+        cover = np.where(cover < 0.1, 0, cover)[..., None]
         damaged = (cover * picture + (1 - cover) * image).astype(np.float32)
         mask = (abs(damaged - image) > 1 / 255).any(-1)
         contrast = float(abs(damaged - image).mean(-1)[mask].mean()) if mask.mean() > MIN_SHARE else 0.0

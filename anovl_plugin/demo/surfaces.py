@@ -99,8 +99,10 @@ def brick_surface(size: int, rng: Generator) -> Image:
     row = np.floor(v / height)
     shifted = u / (height * ratio) + row * rng.choice([0.0, 0.5, 0.33, rng.uniform()])
     column = np.floor(shifted)
-    edge = np.minimum(np.minimum(v / height % 1, 1 - v / height % 1) * height,
-                      np.minimum(shifted % 1, 1 - shifted % 1) * height * ratio)
+    edge = np.minimum(
+        np.minimum(v / height % 1, 1 - v / height % 1) * height,
+        np.minimum(shifted % 1, 1 - shifted % 1) * height * ratio,
+    )
     joint = 1 / (1 + np.exp((edge - rng.uniform(0.8, 2.2)) * rng.uniform(1.5, 4)))
     tones = rng.normal(0, rng.uniform(0, 0.15), 4096).astype(np.float32)
     tone = tones[((row * 37 + column * 101) % 4096).astype(int)]
@@ -165,12 +167,12 @@ def outline(size: int, rng: Generator) -> Image:
     if kind == 1:
         box = cv2.boxPoints((centre, (axes[0] * 1.7, axes[1] * 1.7), angle)).astype(np.int32)
         cv2.fillPoly(canvas, [box], 1.0)
-    elif kind == 2:  # noqa: PLR2004 - the third of four kinds
+    elif kind == 2:
         corners = cv2.ellipse2Poly(centre, axes, int(angle), 0, 360, 360 // int(rng.integers(5, 9)))
         cv2.fillPoly(canvas, [corners], 1.0)
     else:
         cv2.ellipse(canvas, centre, axes, angle, 0, 360, 1.0, -1)
-    if kind == 3:  # noqa: PLR2004 - a ring
+    if kind == 3:
         cv2.ellipse(canvas, centre, [int(a * rng.uniform(0.25, 0.5)) for a in axes], angle, 0, 360, 0.0, -1)
     return cv2.GaussianBlur(canvas, (0, 0), rng.uniform(0.5, 1.5))
 
@@ -185,7 +187,7 @@ def object_image(size: int, rng: Generator) -> Image:
         small = cv2.resize(shape, (size // 2, size // 2), interpolation=cv2.INTER_AREA)
         shape = np.tile(small, (2, 2))[:size, :size]
         shape = np.pad(shape, ((0, size - shape.shape[0]), (0, size - shape.shape[1])))
-    if abs((body - ground).mean()) < 0.15:  # noqa: PLR2004 - a part nobody could see
+    if abs((body - ground).mean()) < 0.15:
         ground = 1 - ground
     y, x = np.mgrid[:size, :size] / size - 0.5
     light = 1 + rng.uniform(-0.5, 0.5) * x + rng.uniform(-0.5, 0.5) * y
@@ -241,9 +243,9 @@ def draw_surface(family: str, size: int, rng: Generator) -> Image:
     """
     # A long power-law shadow over everything: real light is never even.
     pattern = FAMILIES[family].draw(size, rng)
-    image = colourise(pattern, rng) if pattern.ndim == 2 else pattern  # noqa: PLR2004 - a grey pattern
+    image = colourise(pattern, rng) if pattern.ndim == 2 else pattern
     shadow = 1 + rng.uniform(0, 0.4) * (power_law_noise(size, rng, 2.0) - 0.5)
     grain = rng.normal(0, rng.uniform(0, 0.04), (size, size, 1))
     blur = rng.uniform(0, 0.8)
-    image = cv2.GaussianBlur(image, (0, 0), blur) if blur > 0.3 else image  # noqa: PLR2004 - below, it does nothing
+    image = cv2.GaussianBlur(image, (0, 0), blur) if blur > 0.3 else image
     return (image * shadow[..., None] + grain).clip(0, 1).astype(np.float32)

@@ -37,7 +37,9 @@ from anovl_plugin.value_attention import VisionTokens, value_wise_forward
 
 SCALE = 30.0
 SHARE_FAULTY = 0.6
-TEMPLATES = [template for phrases in DOMAIN_PHRASES.values() for phrase in phrases for template in templates_for(phrase)]
+TEMPLATES = [
+    template for phrases in DOMAIN_PHRASES.values() for phrase in phrases for template in templates_for(phrase)
+]
 FAMILY_NAMES = tuple(FAMILIES)
 
 
@@ -120,7 +122,7 @@ def draw_captions(rng: Generator, per_state: int = 3) -> tuple[list[str], Tensor
     """
     sentences, own = [], []
     for family in FAMILIES.values():
-        own.append(rng.random() > 0.2)  # noqa: PLR2004 - one caption in five says only "object" or "surface"
+        own.append(rng.random() > 0.2)
         nouns = family.nouns if own[-1] else GENERIC_NOUNS
         noun = nouns[rng.integers(len(nouns))]
         for states in (NORMAL_STATES, ABNORMAL_STATES):
@@ -132,7 +134,7 @@ def draw_captions(rng: Generator, per_state: int = 3) -> tuple[list[str], Tensor
 def augment(surfaces: Surfaces, index: Tensor, rng: Generator) -> tuple[Tensor, Tensor]:
     """Pick images and flip, turn, shift in colour and normalise them: images (B, 3, S, S), masks (B, S, S)."""
     images, masks = surfaces.images[index].float() / 255, surfaces.masks[index]
-    turns, flip = int(rng.integers(4)), rng.random() < 0.5  # noqa: PLR2004 - half
+    turns, flip = int(rng.integers(4)), rng.random() < 0.5
     images, masks = images.rot90(turns, (-2, -1)), masks.rot90(turns, (-2, -1))
     if flip:
         images, masks = images.flip(-1), masks.flip(-1)
@@ -230,7 +232,11 @@ def train(out: Path, work: Path, steps: int, count: int, batch: int, learning_ra
         scheduler.step()
         bar.set_postfix(loss=f"{loss.item():.3f}")
         if (step + 1) % 250 == 0 or step + 1 == steps:
-            states = {"clip": clip.state_dict(), "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
+            states = {
+                "clip": clip.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "scheduler": scheduler.state_dict(),
+            }
             torch.save({**states, "step": step + 1, "seconds": time.monotonic() - started}, checkpoint)
             settings = {"steps": step + 1, "images": count, "batch": batch, "seed": seed}
             export_weights(clip, out, {name: str(value) for name, value in settings.items()})

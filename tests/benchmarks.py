@@ -1,0 +1,183 @@
+"""Speed and memory as ratios, measured side by side in one run: ``make bench``.
+
+Everything runs on the CPU with ViT-B-16-plus-240 and random weights, which cost what trained ones cost, at batch 8 in
+float32. Two things that are compared take turns, so that whatever else the machine does falls on both; the ratio is
+that of their medians. Memory is measured in a fresh process for each model.
+"""
+
+import argparse
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from unittest.mock import patch
+
+import open_clip
+import torch
+from anomalib.callbacks.timer import TimerCallback
+from anomalib.engine import Engine
+from anomalib.models.image.winclip.torch_model import WinClipModel
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import save_file
+from torch.utils.benchmark import Timer
+
+from anovl_plugin import AnoVL, AnoVLModel
+from anovl_plugin.backbone import DEFAULT_BACKBONE, load_backbone
+from anovl_plugin.demo import DemoSurfaces
+from anovl_plugin.prompts import prompt_ensemble
+from anovl_plugin.text_bank import TextTower
+
+BATCH = 8
+CLASS_NAME = "bottle"
+
+
+def write_weights(folder: Path) -> str:
+    """Write random weights for the paper's CLIP and give the file's path."""
+    path = folder / "random.safetensors"
+    clip = open_clip.create_model(DEFAULT_BACKBONE)
+    save_file({name: value.contiguous() for name, value in clip.state_dict().items()}, path)
+    return str(path)
+
+
+def make_winclip() -> WinClipModel:
+    """Make anomalib's WinClip with random weights in the place of those that it would download."""
+    create = open_clip.create_model_and_transforms
+
+    def without_weights(name: str, **_: object) -> tuple:
+        return create(name)
+
+    with patch.object(open_clip, "create_model_and_transforms", without_weights):
+        return WinClipModel(CLASS_NAME).eval()
+
+
+def medians(first: Callable[[], object], second: Callable[[], object], rounds: int) -> tuple[float, float]:
+    """Time two calls in turns, after one warm-up each, and give the median seconds of both."""
+    timers = [Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads()) for call in (first, second)]
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for timer in timers:
+        timer.timeit(1)
+    for _ in range(rounds):
+        for timer, times in zip(timers, seconds, strict=True):
+            times.append(timer.timeit(1).mean)
+    return median(seconds[0]), median(seconds[1])
+
+
+@torch.inference_mode()
+def bench_forward(model: AnoVLModel, rounds: int) -> tuple[float, float, float]:
+    """Compare the training-free map with plain image encoding, and WinClip with the training-free map."""
+    images = torch.rand(BATCH, 3, *model.image_size)
+    ours, plain = medians(lambda: model(images), lambda: model.visual(images), rounds)
+    winclip = make_winclip()
+    theirs, again = medians(lambda: winclip(images), lambda: model(images), max(1, rounds // 5))
+    return ours / plain, theirs / again, ours / BATCH
+
+
+@torch.inference_mode()
+def bench_prompts(weights: str, rounds: int) -> float:
+    """Compare encoding all prompts in the context cut to the longest with encoding them in the whole one."""
+    loaded = load_backbone(DEFAULT_BACKBONE, weights)
+    tower = TextTower(loaded.clip, loaded.tokenizer)
+    prompts = [sentence for state in prompt_ensemble(CLASS_NAME) for sentence in state]
+    cut, full = medians(lambda: tower.encode(prompts), lambda: tower.encode(prompts, cut_context=False), rounds)
+    return cut / full
+
+
+class TestStage(TimerCallback):
+    """anomalib's own timer of the test stage, which keeps what it prints."""
+
+    seconds = 0.0
+
+    def on_test_end(self, *args: object, **kwargs: object) -> None:
+        """Keep the seconds since the stage began."""
+        self.seconds = time.time() - self.start
+        super().on_test_end(*args, **kwargs)
+
+
+def bench_test_stage(weights: str, folder: Path) -> float:
+    """Compare images a second in the test stage of ``anomalib test`` with those of the bare forward pass."""
+    stage = TestStage()
+    model = AnoVL(pretrained=weights, class_name=CLASS_NAME)
+    data = DemoSurfaces(eval_batch_size=BATCH)
+    Engine(accelerator="cpu", default_root_dir=folder, callbacks=[stage]).test(model, datamodule=data, verbose=False)
+    count = len(data.test_data)
+    images = torch.rand(BATCH, 3, *model.model.image_size)
+    with torch.inference_mode():
+        bare = Timer("model(images)", globals={"model": model.model, "images": images}, num_threads=2)
+        seconds = median(bare.timeit(1).mean for _ in range(5))
+    return (seconds / BATCH) / (stage.seconds / count)
+
+
+def resident_megabytes() -> float:
+    """Read how much memory this process holds, as Linux tells it."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def print_memory(kind: str, weights: str) -> None:
+    """Set a model up, run a batch and print the most memory that was held meanwhile, in MB."""
+    model = make_winclip() if kind == "winclip" else AnoVLModel(pretrained=weights, class_name=CLASS_NAME)
+    images, highest, done = torch.rand(BATCH, 3, 240, 240), [0.0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.01):
+            highest[0] = max(highest[0], resident_megabytes())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    with torch.inference_mode():
+        model(images)
+    done.set()
+    watcher.join()
+    print(highest[0])  # noqa: T201 - the parent process reads it
+
+
+def bench_memory(weights: str) -> tuple[float, float]:
+    """Measure the memory of both models, each in a process of its own, in MB."""
+
+    def run(kind: str) -> float:
+        command = [sys.executable, "-m", "tests.benchmarks", "--memory", kind, "--weights", weights]
+        return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+    return run("anovl"), run("winclip")
+
+
+def main() -> None:
+    """Measure everything and print one table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=15, help="how often each pair takes turns")
+    parser.add_argument("--memory", choices=["anovl", "winclip"], help=argparse.SUPPRESS)
+    parser.add_argument("--weights", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    logging.disable(logging.WARNING)
+    if args.memory:
+        print_memory(args.memory, args.weights)
+        return
+    table = Table("what", "measured", "goal", title=f"{DEFAULT_BACKBONE}, batch {BATCH}, float32, CPU")
+    with tempfile.TemporaryDirectory() as name:
+        weights = write_weights(Path(name))
+        model = AnoVLModel(pretrained=weights, class_name=CLASS_NAME).eval()
+        forward, winclip, seconds = bench_forward(model, args.rounds)
+        table.add_row("training-free map ÷ plain image encoding", f"{forward:.3f}", "≤ 1.15")
+        table.add_row("WinClip ÷ training-free map", f"{winclip:.1f}", "≥ 10")
+        table.add_row("924 prompts, cut context ÷ full context", f"{bench_prompts(weights, 3):.3f}", "≤ 0.25")
+        table.add_row(
+            "images a second, test stage ÷ bare forward", f"{bench_test_stage(weights, Path(name)):.3f}", "≥ 0.85"
+        )
+        ours, theirs = bench_memory(weights)
+        table.add_row("memory during inference, ours ÷ WinClip", f"{ours / theirs:.3f}", "≤ 0.60")
+    console = Console(width=80)
+    console.print(table)
+    console.print(
+        f"{seconds:.2f} s an image; memory {ours:.0f} MB against {theirs:.0f} MB; {torch.get_num_threads()} threads"
+    )
+
+
+if __name__ == "__main__":
+    main()
