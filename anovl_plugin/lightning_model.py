@@ -66,7 +66,7 @@ class AnoVL(AnomalibModule):
         if isinstance(pretrained, Path):
             pretrained = str(pretrained)
         # The default pre-processor depends on the CLIP, so it is made after the model.
-        super().__init__(False, post_processor, evaluator, visualizer)  # noqa: FBT003
+        super().__init__(False, post_processor, evaluator, visualizer)
         self.model = AnoVLModel(backbone, pretrained, domain=domain, image_size=image_size)
         self.pre_processor = self._resolve_component(pre_processor, nn.Module, self.configure_pre_processor)
         self.class_name = class_name
@@ -156,6 +156,9 @@ class AnoVL(AnomalibModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the text bank for what it was when it was saved."""
+        if "anovl_text_bank" not in checkpoint:
+            msg = "the checkpoint holds no text bank, so it is of another model than AnoVL; give ckpt_path one of AnoVL's"
+            raise ValueError(msg)
         super().on_load_checkpoint(checkpoint)
         self.model.adopt_text_bank(**checkpoint["anovl_text_bank"])
 

@@ -21,7 +21,7 @@ class AnomalibModelsFinder:
     """Waits on ``sys.meta_path`` for the first import of ``anomalib.models``."""
 
     @classmethod
-    def find_spec(cls, name: str, path: object = None, target: object = None) -> object:
+    def find_spec(cls, name: str, *_: object) -> object:
         """Step aside and return the real module's spec, with a loader that registers the model afterwards."""
         if name != HOST:
             return None

@@ -142,7 +142,7 @@ class TextBank(nn.Module):
         self.states = torch.stack([state_embedding(normal), state_embedding(abnormal)])
         self.prompts = F.normalize(torch.cat([normal, abnormal]), dim=-1)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TextBank":
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TextBank":  # noqa: ARG002 - torch's signature
         # Follow a move to another device, but not a cast to another precision.
         for name, buffer in self._buffers.items():
             self._buffers[name] = buffer.to(fn(buffer).device, torch.float32)

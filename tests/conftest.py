@@ -1,6 +1,7 @@
 """Tiny CLIPs with random weights, loaded through the same path as the real ones."""
 
 import os
+import sys
 from pathlib import Path
 
 import open_clip
@@ -8,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "--network" not in sys.argv:
+    os.environ["HF_HUB_OFFLINE"] = "1"
 ARCHITECTURES = Path(__file__).parent / "architectures"
 TINY = ("tiny-square", "tiny-wide", "tiny-quickgelu", "tiny-layerscale", "tiny-customtext")
 
@@ -33,3 +35,19 @@ def weights_of(tmp_path_factory, _tiny_architectures):
         return str(path)
 
     return write
+
+
+def pytest_addoption(parser):
+    parser.addoption("--network", action="store_true", help="run the tests that fetch pretrained weights from a hub")
+
+
+def pytest_collection_modifyitems(config, items):
+    missing = {}
+    if not torch.cuda.is_available():
+        missing["gpu"] = "needs a CUDA device"
+    if not config.getoption("--network"):
+        missing["network"] = "needs the hub; run with --network"
+    for item in items:
+        for name, reason in missing.items():
+            if name in item.keywords:
+                item.add_marker(pytest.mark.skip(reason=reason))

@@ -37,9 +37,8 @@ from anovl_plugin.value_attention import VisionTokens, value_wise_forward
 
 SCALE = 30.0
 SHARE_FAULTY = 0.6
-TEMPLATES = [
-    template for phrases in DOMAIN_PHRASES.values() for phrase in phrases for template in templates_for(phrase)
-]
+PHRASES = [phrase for phrases in DOMAIN_PHRASES.values() for phrase in phrases]
+TEMPLATES = [template for phrase in PHRASES for template in templates_for(phrase)]
 FAMILY_NAMES = tuple(FAMILIES)
 
 
@@ -205,20 +204,42 @@ def export_weights(clip: nn.Module, path: Path, metadata: dict[str, str]) -> Non
     save_file({name: value.half().contiguous() for name, value in state.items()}, path, metadata=metadata)
 
 
-def train(out: Path, work: Path, steps: int, count: int, batch: int, learning_rate: float, seed: int) -> None:
-    """Train from the start, or from the last checkpoint in ``work``, and write the weights to ``out``."""
+def train(
+    out: Path,
+    work: Path,
+    *,
+    steps: int,
+    images: int,
+    batch: int,
+    learning_rate: float,
+    seed: int,
+    save_every: int = 250,
+) -> None:
+    """Train from the start, or from the last checkpoint in ``work``, and write the weights to ``out``.
+
+    Args:
+        out: file of weights to write.
+        work: folder for the made images and the checkpoint; a run that broke off goes on from what is there.
+        steps: optimisation steps in all.
+        images: surfaces to make beforehand.
+        batch: images a step.
+        learning_rate: highest learning rate of the one-cycle schedule.
+        seed: seed of data, weights and order.
+        save_every: steps between checkpoints.
+    """
     work.mkdir(parents=True, exist_ok=True)
-    cache, checkpoint = work / f"surfaces-{count}-{seed}.pt", work / "checkpoint.pt"
+    cache, checkpoint = work / f"surfaces-{images}-{seed}.pt", work / "checkpoint.pt"
     if not cache.exists():
-        torch.save(tuple(make_surfaces(count, seed)), cache)
+        torch.save(tuple(make_surfaces(images, seed)), cache)
     surfaces = Surfaces(*torch.load(cache))
     clip, tower = build_clip(seed)
     optimizer = torch.optim.AdamW(clip.parameters(), lr=learning_rate, weight_decay=0.01)
     scheduler = OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
+    parts = {"clip": clip, "optimizer": optimizer, "scheduler": scheduler}
     first, seconds = 0, 0.0
     if checkpoint.exists():
         saved = torch.load(checkpoint)
-        for part, name in ((clip, "clip"), (optimizer, "optimizer"), (scheduler, "scheduler")):
+        for name, part in parts.items():
             part.load_state_dict(saved[name])
         first, seconds = saved["step"], saved["seconds"]
     started = time.monotonic() - seconds
@@ -231,14 +252,10 @@ def train(out: Path, work: Path, steps: int, count: int, batch: int, learning_ra
         optimizer.step()
         scheduler.step()
         bar.set_postfix(loss=f"{loss.item():.3f}")
-        if (step + 1) % 250 == 0 or step + 1 == steps:
-            states = {
-                "clip": clip.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "scheduler": scheduler.state_dict(),
-            }
+        if (step + 1) % save_every == 0 or step + 1 == steps:
+            states = {name: part.state_dict() for name, part in parts.items()}
             torch.save({**states, "step": step + 1, "seconds": time.monotonic() - started}, checkpoint)
-            settings = {"steps": step + 1, "images": count, "batch": batch, "seed": seed}
+            settings = {"steps": step + 1, "images": images, "batch": batch, "seed": seed}
             export_weights(clip, out, {name: str(value) for name, value in settings.items()})
     tqdm.write(f"wrote {out} after {steps} steps, {(time.monotonic() - started) / 60:.0f} minutes of training")
 
@@ -253,8 +270,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64, help="images a step")
     parser.add_argument("--learning-rate", type=float, default=1.2e-3, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=0, help="seed of data, weights and order")
-    args = parser.parse_args()
-    train(args.out, args.work, args.steps, args.images, args.batch, args.learning_rate, args.seed)
+    train(**vars(parser.parse_args()))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,75 @@
+"""Every command that the README, the docs and the configs show is a command that works."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "configs").glob("*.yaml"))]
+
+
+def shown_commands() -> list[str]:
+    """Collect the lines of shell blocks, and those of the headers of configs, without their comments."""
+    lines = []
+    for page in PAGES:
+        text = page.read_text()
+        blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL) if page.suffix == ".md" else [text]
+        pattern = r"^(?:#\s+)?((?:anomalib|make|python|pip) .*?)\s*(?:#.*)?$"
+        lines += [match for block in blocks for match in re.findall(pattern, block, re.MULTILINE)]
+    return sorted(set(lines))
+
+
+COMMANDS = shown_commands()
+
+
+def run(words: list[str], folder: Path) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
+    scripts = Path(sys.executable).parent
+    words = [str(scripts / words[0]), *words[1:]] if words[0] in {"anomalib", "python"} else words
+    return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    return tmp_path
+
+
+def test_commands_are_found():
+    assert {"make demo", "make test", "pip install ."} <= set(COMMANDS)
+    assert sum(command.startswith("anomalib ") for command in COMMANDS) >= 3
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make ")])
+def test_make_has_the_target(command):
+    done = subprocess.run(["make", "-n", *command.split()[1:]], cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S607
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("anomalib ")])
+def test_anomalib_understands_the_command(command, folder):
+    done = run([*shlex.split(command), "--print_config"], folder)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "anovl_plugin.AnoVL" in done.stdout
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "anovl-demo" in c or "configs/demo.yaml" in c])
+def test_commands_on_what_is_shipped_run(command, folder):
+    done = run(shlex.split(command), folder)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "image_AUROC" in done.stdout
+    assert len(list((folder / "results").rglob("images/*/*.png"))) >= 40
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python ")])
+def test_programs_explain_themselves(command, folder):
+    words = shlex.split(command)
+    done = run([*words[:3], "--help"], folder)
+    assert done.returncode == 0, done.stderr[-2000:]
+    missing = [word for word in words[3:] if word.startswith("--") and word not in done.stdout]
+    assert not missing
