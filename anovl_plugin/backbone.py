@@ -16,6 +16,7 @@ from typing import NamedTuple
 import open_clip
 import torch
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from open_clip.version import __version__ as open_clip_version
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -66,7 +67,8 @@ def is_supported_config(config: dict) -> bool:
     """
     vision = config["vision_cfg"]
     return (
-        isinstance(vision.get("layers", 12), int)
+        "multimodal_cfg" not in config
+        and isinstance(vision.get("layers", 12), int)
         and not vision.get("timm_model_name")
         and not vision.get("attentional_pool")
         and vision.get("pool_type", "tok") == "tok"
@@ -235,7 +237,7 @@ def _right_download(backbone: str, pretrained: str | None) -> str | None:
 @contextmanager
 def _readable_weights(pretrained: str | None) -> Iterator[str | None]:
     """Give older versions of open_clip, which cannot read safetensors, the same weights as a .pt file."""
-    version = tuple(int(part) for part in open_clip.__version__.split(".")[:2])
+    version = tuple(int(part) for part in open_clip_version.split(".")[:2])
     if pretrained is None or not pretrained.endswith(".safetensors") or version >= (2, 27):
         yield pretrained
         return
@@ -248,8 +250,13 @@ def _readable_weights(pretrained: str | None) -> Iterator[str | None]:
 def _cannot_load(backbone: str, pretrained: str | None, error: Exception) -> BackboneError:
     cause = " ".join(str(error).split()).rstrip(".") or "no reason given"
     source = f" with weights {pretrained!r}" if pretrained else ""
-    config = _mislabelled(backbone, pretrained)
-    cache = f"put {Path(config['url']).name} into ~/.cache/clip" if config else "set HF_HOME to a cache that holds them"
+    config = open_clip.get_pretrained_cfg(backbone, pretrained) if pretrained else {}
+    from_release = config.get("url") and (not config.get("hf_hub") or _mislabelled(backbone, pretrained))
+    cache = (
+        f"put {Path(config['url']).name} into ~/.cache/clip"
+        if from_release
+        else "set HF_HOME to a cache that holds them"
+    )
     return BackboneError(
         f"cannot load {backbone!r}{source} ({type(error).__name__}: {cause}). Ways on: set pretrained to a "
         f".safetensors or .pt file of these weights; {cache}; or try backbone={DEMO_BACKBONE}, which needs no download."
@@ -269,7 +276,7 @@ def _check_size(visual: VisionTransformer, size: tuple[int, int] | None, backbon
         raise ValueError(msg)
     if tuple(visual.image_size) != size:
         msg = (
-            f"open_clip {open_clip.__version__} cannot load {backbone!r} at image_size {size}; "
+            f"open_clip {open_clip_version} cannot load {backbone!r} at image_size {size}; "
             "upgrade open_clip_torch or leave image_size out"
         )
         raise BackboneError(msg)

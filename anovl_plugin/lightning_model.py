@@ -157,7 +157,9 @@ class AnoVL(AnomalibModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the text bank for what it was when it was saved."""
         if "anovl_text_bank" not in checkpoint:
-            msg = "the checkpoint holds no text bank, so it is of another model than AnoVL; give ckpt_path one of AnoVL's"
+            msg = (
+                "the checkpoint holds no text bank, so it is of another model than AnoVL; give ckpt_path one of AnoVL's"
+            )
             raise ValueError(msg)
         super().on_load_checkpoint(checkpoint)
         self.model.adopt_text_bank(**checkpoint["anovl_text_bank"])
