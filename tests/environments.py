@@ -7,7 +7,6 @@ installed into it, uninstalled from it or broken in it stays in it.
 import json
 import os
 import subprocess
-import sys
 import sysconfig
 import venv
 from importlib.util import find_spec
@@ -17,7 +16,9 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[1]
 OWN = ("anovl_plugin", "_anovl_plugin", "_editable_impl_anovl_plugin")
 # All that anomalib and the plugin import from others, so that it is imported once and not once a scenario.
-PRELOADED = "torch, torchvision, torchmetrics, lightning.pytorch, kornia, timm, open_clip, pandas, sklearn, jsonargparse"
+PRELOADED = (
+    "torch, torchvision, torchmetrics, lightning.pytorch, kornia, timm, open_clip, pandas, sklearn, jsonargparse"
+)
 # Runs each of the scenarios that it reads in a fork of its own and writes what came of them.
 FORKS = f"""
 import json, os, runpy, sys, traceback, warnings
@@ -102,7 +103,13 @@ class Environment:
     def run(self, *command: object, stdin: str | None = None, **variables: str) -> Outcome:
         """Run a command in the work folder, with no settings of Python's or the plugin's but those given."""
         settings = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "ANOVL", "PIP"))}
-        settings |= {"HF_HUB_OFFLINE": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "COLUMNS": "200", **variables}
+        settings |= {
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+            "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+            "COLUMNS": "200",
+            **variables,
+        }
         done = subprocess.run(
             [str(part) for part in command],
             input=stdin,
@@ -123,7 +130,7 @@ class Environment:
 
         The plugin's start-up hook has run in it, as in every Python of the environment.
         """
-        self.execute_forks(json.dumps(scenarios), **variables).check()
+        self.run(self.python, "-c", FORKS, self.work, stdin=json.dumps(scenarios), **variables).check()
         return {
             name: Outcome(
                 int((self.work / f"{name}.status").read_text()),
@@ -132,10 +139,6 @@ class Environment:
             )
             for name in scenarios
         }
-
-    def execute_forks(self, scenarios: str, **variables: str) -> Outcome:
-        """Start the Python that forks."""
-        return self.run(self.python, "-c", FORKS, self.work, stdin=scenarios, **variables)
 
     def command(self, *arguments: object) -> str:
         """Give the Python code that runs an anomalib command, for :meth:`fork`."""
@@ -154,7 +157,3 @@ class Environment:
     def entries(self) -> set[str]:
         """List what lies in site-packages, but for caches."""
         return {path.name for path in self.packages.iterdir()} - {"__pycache__"}
-
-
-if __name__ == "__main__":
-    print(Environment(Path(sys.argv[1])).install(*sys.argv[2:]).python)  # noqa: T201

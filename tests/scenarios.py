@@ -89,7 +89,6 @@ def command_line(environment: Environment, name: str, surfaces: object) -> list:
     return [command, "--model", path, *MODEL_ARGUMENTS, *extra.get(command, data)]
 
 
-
 def make_surfaces(root: Path) -> Path:
     """Make the demo's bricks, two images of each kind."""
     from anovl_plugin.demo.datamodule import make_category

@@ -1,6 +1,5 @@
 """Installing, uninstalling, and environments in which something is missing, broken, too old or half removed."""
 
-import json
 import shutil
 
 import pytest
@@ -83,12 +82,12 @@ BREAKAGES = {
     "half removed": ("import sys; sys.modules['anovl_plugin.torch_model'] = None", "anovl_plugin.torch_model"),
 }
 TOO_OLD = """
-import sys, anovl_plugin
-finders, sys.meta_path[:] = [*sys.meta_path], [each for each in sys.meta_path if hasattr(each, "__file__") or "Anomalib" not in str(each)]
+import json, sys
+from anovl_plugin import registration
+sys.meta_path.remove(registration.AnomalibModelsFinder)
 import anomalib.models
 del anomalib.models.ALLOWED_MODULES
-anovl_plugin.install()
-import json
+registration.install()
 print(json.dumps(hasattr(anomalib.models, "AnoVL")))
 """
 
@@ -141,12 +140,11 @@ def test_half_removed_plugin_keeps_python_silent(doomed):
     steps = [
         lambda: (folder / "__init__.py").write_text("raise RuntimeError"),
         lambda: (folder / "__init__.py").write_text("not Python"),
-        lambda: (folder / "registration.py").unlink(),
+        (folder / "registration.py").unlink,
         lambda: [shutil.rmtree(folder), folder.mkdir()],
         folder.rmdir,
     ]
     for step in steps:
         step()
         assert doomed.execute("pass") == (0, "", "")
-        assert doomed.execute("import json", "-W", "error") == (0, "", "")
-    assert sys.executable
+        assert doomed.execute("pass", "-W", "error") == (0, "", "")

@@ -151,7 +151,7 @@ def test_bare_images_show_an_object(make, bare, tmp_path):
     assert model.model.class_name == "object"
 
 
-def test_forward_takes_raw_images(make, bare, tmp_path):
+def test_forward_takes_raw_images(make):
     model = make()
     images = torch.rand(2, 3, 50, 41)
     found = model(images)

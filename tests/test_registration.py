@@ -3,7 +3,7 @@
 import pytest
 
 from tests.environments import Environment
-from tests.scenarios import COMMANDS, HELPS, ORDERS, REGISTERED, STATE, command_line, make_surfaces
+from tests.scenarios import COMMANDS, HELPS, ORDERS, REGISTERED, SIGNS, STATE, command_line, make_surfaces
 
 MODULES = "import json, sys; print(json.dumps(sorted(sys.modules)))"
 HOOK_ORDERS = ORDERS | {

@@ -21,7 +21,7 @@ def roughened(module, seed=0):
     """Copy a module in float32 and disturb all weights, for many are 0 or 1 when they are new."""
     copy, generator = deepcopy(module).float().requires_grad_(False), torch.Generator().manual_seed(seed)
     for weight in copy.parameters():
-        weight += 0.1 * weight.std(correction=0).clamp(min=0.2) * torch.randn(weight.shape, generator=generator)
+        weight.add_(0.1 * weight.std(correction=0).clamp(min=0.2) * torch.randn(weight.shape, generator=generator))
     return copy
 
 

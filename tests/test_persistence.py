@@ -1,0 +1,163 @@
+"""What outlives a run: checkpoints, exports, copies and pickles."""
+
+import copy
+import pickle
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from anomalib.deploy import TorchInferencer
+from anomalib.pre_processing import PreProcessor
+from torch.testing import assert_close
+from torchvision.transforms.v2 import Compose, Normalize, Resize
+
+from anovl_plugin import AnoVL
+from tests import trees
+from tests.runs import Predictions, assert_same, quiet_engine, run_predict, run_test
+
+
+class Run(NamedTuple):
+    """A test run and what it left behind."""
+
+    model: AnoVL
+    data: Path
+    bare: Path
+    metrics: dict[str, float]
+    checkpoint: Path
+    predictions: Predictions
+
+
+@pytest.fixture(scope="module")
+def make(weights_of):
+    def make_model(**options: object) -> AnoVL:
+        return AnoVL("tiny-square", weights_of("tiny-square"), **{"visualizer": False, **options})
+
+    return make_model
+
+
+def bottles(data: Path) -> trees.MVTecAD:
+    return trees.MVTecAD(data, "bottle", eval_batch_size=4, num_workers=0)
+
+
+@pytest.fixture(scope="module")
+def run(make, tmp_path_factory):
+    """Test a model on the bottles once; its predictions are of images without labels."""
+    root = tmp_path_factory.mktemp("run")
+    data, bare = trees.write_mvtec(root / "data"), trees.write_bare(root / "bare")
+    model = make()
+    metrics = run_test(model, root / "results", bottles(data))
+    (checkpoint,) = (root / "results").rglob("weights/lightning/*.ckpt")
+    return Run(model, data, bare, metrics, checkpoint, run_predict(model, root / "predicted", data_path=bare))
+
+
+def test_checkpoint_holds_plain_data(run, weights_of):
+    saved = torch.load(run.checkpoint, weights_only=True)
+    assert saved["hyper_parameters"] == {
+        "backbone": "tiny-square",
+        "pretrained": weights_of("tiny-square"),
+        "class_name": None,
+        "domain": "auto",
+        "image_size": None,
+    }
+    assert saved["anovl_text_bank"] == {"class_name": "bottle", "domain": "auto"}
+    assert not [name for name in saved["state_dict"] if "tower" in name or "transformer.text" in name]
+    assert not [name for name in saved["state_dict"] if "token_embedding" in name]
+
+
+def test_load_from_checkpoint(run, tmp_path):
+    loaded = AnoVL.load_from_checkpoint(run.checkpoint)
+    assert loaded.model.class_name == "bottle"
+    assert loaded.model._text_tower == ()
+    assert_same(run_predict(loaded, tmp_path, data_path=run.bare), run.predictions)
+    images = torch.rand(2, 3, 44, 44)
+    assert_close(loaded.eval()(images).anomaly_map, run.model.eval()(images).anomaly_map, rtol=0, atol=0)
+
+
+def test_checkpoint_path_for_the_engine(run, make, tmp_path):
+    assert run_test(make(), tmp_path, bottles(run.data), ckpt_path=run.checkpoint) == run.metrics
+    found = run_predict(make(), tmp_path, data_path=run.bare, ckpt_path=run.checkpoint)
+    assert_same(found, run.predictions)
+
+
+def test_loaded_model_learns_another_class(run, make):
+    loaded, fresh = AnoVL.load_from_checkpoint(run.checkpoint), make()
+    for model in (loaded, fresh):
+        model.model.setup("cable")
+    assert_close(loaded.model.text_bank.states, fresh.model.text_bank.states, rtol=0, atol=0)
+
+
+def test_checkpoint_of_a_changed_model(run, weights_of, tmp_path):
+    transform = Compose([Resize([32, 48], antialias=True), Normalize([0.5] * 3, [0.25] * 3)])
+    model = AnoVL(
+        "tiny-square",
+        Path(weights_of("tiny-square")),
+        class_name="bolt",
+        image_size=(32, 48),
+        pre_processor=PreProcessor(transform),
+        evaluator=False,
+        visualizer=False,
+    )
+    quiet_engine(tmp_path).validate(model, datamodule=bottles(run.data), verbose=False)
+    (checkpoint,) = tmp_path.rglob("*.ckpt")
+    loaded = AnoVL.load_from_checkpoint(checkpoint)
+    assert loaded.model.image_size == (32, 48)
+    assert loaded.model.class_name == loaded.class_name == "bolt"
+    assert loaded.evaluator is loaded.visualizer is None
+    expected = run_predict(model, tmp_path / "one", data_path=run.bare)
+    assert_same(run_predict(loaded, tmp_path / "two", data_path=run.bare), expected)
+
+
+@pytest.mark.parametrize("ready", [True, False])
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])  # noqa: S301
+def test_copies(ready, clone, make):
+    model = make(class_name="bolt")
+    if ready:
+        model.prepare_text_bank()
+    images = torch.rand(2, 3, 32, 32)
+    other = clone(model)
+    assert_close(other(images).anomaly_map, model(images).anomaly_map, rtol=0, atol=0)
+    other.model.setup("nut")
+    assert model.model.class_name == "bolt"
+    assert not torch.equal(other(images).anomaly_map, model(images).anomaly_map)
+
+
+def test_torch_export(run, tmp_path):
+    path = quiet_engine(tmp_path).export(run.model, "torch", tmp_path)
+    exported = torch.load(path, weights_only=False)["model"]
+    assert exported.model._text_tower == ()
+    # The text tower's vocabulary alone would take 6 MB.
+    assert path.stat().st_size < 1_000_000
+    images = torch.rand(2, 3, 44, 50)
+    for one, other in zip(exported(images), run.model.eval()(images), strict=True):
+        assert_close(one, other, rtol=0, atol=0)
+
+
+def test_torch_export_before_any_run(make, tmp_path):
+    model = make(class_name="bolt")
+    exported = torch.load(model.to_torch(tmp_path), weights_only=False)["model"]
+    assert exported.model.class_name == "bolt"
+    assert exported.model._text_tower == ()
+
+
+def test_torch_inferencer(run, monkeypatch, tmp_path):
+    monkeypatch.setenv("TRUST_REMOTE_CODE", "1")
+    inferencer = TorchInferencer(run.model.to_torch(tmp_path), device="cpu")
+    found = inferencer.predict(next(run.bare.iterdir()))
+    assert 0 <= found.pred_score.item() <= 1
+    assert found.anomaly_map.shape[-2:] == (32, 32)
+
+
+def test_onnx_export(run, tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    path = run.model.to_onnx(tmp_path, input_size=(32, 32))
+    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    assert set(names) == {"pred_score", "pred_label", "anomaly_map", "pred_mask"}
+    for count in (1, 3):
+        images = torch.rand(count, 3, 32, 32)
+        found = dict(zip(names, session.run(None, {session.get_inputs()[0].name: images.numpy()}), strict=True))
+        expected = run.model.eval()(images)
+        for name in ("pred_score", "anomaly_map"):
+            assert_close(torch.from_numpy(found[name]), getattr(expected, name), rtol=0, atol=1e-4)
