@@ -19,19 +19,27 @@ OWN = ("anovl_plugin", "_anovl_plugin", "_editable_impl_anovl_plugin")
 PRELOADED = (
     "torch, torchvision, torchmetrics, lightning.pytorch, kornia, timm, open_clip, pandas, sklearn, jsonargparse"
 )
-# Runs each of the scenarios that it reads in a fork of its own and writes what came of them.
+# Runs each of the scenarios that it reads in a fork of its own, as many at once as there are processors, and writes
+# what came of them.
 FORKS = f"""
 import json, os, runpy, sys, traceback, warnings
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import {PRELOADED}
 scenarios, folder = json.load(sys.stdin), sys.argv[1]
+running = {{}}
+def finish_one():
+    child, status = os.wait()
+    with open(running.pop(child) + ".status", "w") as file:
+        file.write(str(os.waitstatus_to_exitcode(status)))
 for name, code in scenarios.items():
     path = os.path.join(folder, name)
+    if len(running) >= (os.cpu_count() or 1):
+        finish_one()
     child = os.fork()
     if not child:
         for stream, number in (("stdout", 1), ("stderr", 2)):
-            os.dup2(os.open(path + "." + stream, os.O_WRONLY | os.O_CREAT), number)
+            os.dup2(os.open(path + "." + stream, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
         try:
             exec(code, {{"__name__": "__main__"}})
             status = 0
@@ -43,8 +51,9 @@ for name, code in scenarios.items():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
-    with open(path + ".status", "w") as file:
-        file.write(str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])))
+    running[child] = path
+while running:
+    finish_one()
 """
 
 

@@ -31,7 +31,7 @@ def load(name: str, weights: str) -> tuple[nn.Module, object]:
     """Give a CLIP in float64 and its tokenizer."""
     clip = open_clip.create_model(name)
     clip.load_state_dict(load_file(weights))
-    return clip.double().eval(), open_clip.get_tokenizer(name)
+    return clip.double().eval().requires_grad_(requires_grad=False), open_clip.get_tokenizer(name)
 
 
 def sentences(thing: str, picture: str) -> list[str]:

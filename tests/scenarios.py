@@ -50,7 +50,7 @@ ORDERS = {
 }
 MODEL_ARGUMENTS = ("--model.backbone", "anovl-demo", "--model.visualizer", False, "--trainer.accelerator", "cpu")
 # What a command's output has to show, for the commands that show anything.
-SIGNS = {"test": "pixel_AUROC", "train": "pixel_AUROC", "config": "pixel_AUROC", "benchmark": "pixel_AUROC"}
+SIGNS = {"test": "pixel_AUROC", "train": "pixel_AUROC", "config": "pixel_AUROC", "benchmark": "Saved results"}
 SIGNS |= {"validate": "Validation", "predict": "Predicting", "export": "Exported model"}
 COMMANDS = [f"{command} {path}" for command in ("test", "validate", "predict", "train", "export") for path in PATHS]
 COMMANDS += [f"config {path}" for path in PATHS] + ["benchmark AnoVL"]
@@ -78,15 +78,17 @@ def write_benchmark(environment: Environment, surfaces: object) -> str:
 def command_line(environment: Environment, name: str, surfaces: object) -> list:
     """Give the arguments of ``anomalib`` for one of :data:`COMMANDS` or :data:`HELPS`."""
     command, path = name.split()
+    # A folder of its own, as anomalib's train and predict refuse one that its test was the first to write to.
+    folder = ["--default_root_dir", f"results of {name}"]
     if command == "config":
-        return ["test", "--config", write_config(environment, path, surfaces)]
+        return ["test", "--config", write_config(environment, path, surfaces), *folder]
     if command == "benchmark":
         return ["benchmark", "--config", write_benchmark(environment, surfaces)]
     if command == "help":
         return ["test", "--model.help", path]
     data = ["--data", "anovl_plugin.demo.DemoSurfaces", "--data.root", surfaces]
     extra = {"predict": ["--data", surfaces / "brick" / "test" / "hole"], "export": ["--export_type", "torch"]}
-    return [command, "--model", path, *MODEL_ARGUMENTS, *extra.get(command, data)]
+    return [command, "--model", path, *MODEL_ARGUMENTS, *extra.get(command, data), *folder]
 
 
 def make_surfaces(root: Path) -> Path:

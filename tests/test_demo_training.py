@@ -67,11 +67,12 @@ def test_resumed_run_equals_unbroken_run(trained, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return step_as_it_is(clip, tower, surfaces, seed, batch)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training, "training_step", break_off)
+    monkeypatch.setattr(training, "training_step", break_off)
+    with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "demo.safetensors", tmp_path, **SETTINGS)
     assert torch.load(tmp_path / "checkpoint.pt")["step"] == 2
     broken = load_file(tmp_path / "demo.safetensors")
+    monkeypatch.setattr(training, "training_step", step_as_it_is)
     train(tmp_path / "demo.safetensors", tmp_path, **SETTINGS)
     resumed, unbroken = load_file(tmp_path / "demo.safetensors"), load_file(trained / "demo.safetensors")
     assert_close(resumed, unbroken, rtol=0, atol=0)

@@ -6,7 +6,16 @@ from tests.environments import Environment
 from tests.scenarios import COMMANDS, HELPS, ORDERS, REGISTERED, SIGNS, STATE, command_line, make_surfaces
 
 MODULES = "import json, sys; print(json.dumps(sorted(sys.modules)))"
+RETRY = """
+import sys
+sys.modules["anomalib.models.image"] = None
+try:
+    import anomalib.models
+except ImportError:
+    del sys.modules["anomalib.models.image"]
+"""
 HOOK_ORDERS = ORDERS | {
+    "retried": RETRY,
     "models": "import anomalib.models",
     "name": "from anomalib.models import AnoVL",
     "engine": "from anomalib.engine import Engine",
