@@ -1,9 +1,10 @@
-"""How anomalib comes to see the model. This file alone knows.
+"""How anomalib comes to see the model. This file, and the line in ``anovl_plugin.pth`` that leads here, alone know.
 
 anomalib looks models up in three places: the subclasses of ``AnomalibModule``, the namespace of ``anomalib.models``,
-and a list of modules it may import from. A ``.pth`` file in site-packages imports :mod:`anovl_plugin` when Python
-starts. That only puts :class:`AnomalibModelsFinder` in front of the import system; once something imports
-``anomalib.models``, the finder steps aside, lets the real import run, and enters the model in all three places.
+and a list of modules it may import from. When Python starts, the ``.pth`` file in site-packages puts a finder in front
+of the import system that imports nothing and waits for ``anomalib.models``. Only then is this file imported; the real
+import runs, and the model is entered in all three places. A program that imports :mod:`anovl_plugin` itself sets up the
+same with :class:`AnomalibModelsFinder`.
 
 Nothing here imports anomalib or torch by itself. ``ANOVL_PLUGIN_DISABLE=1`` switches the automatic registration off.
 """
@@ -25,7 +26,8 @@ class AnomalibModelsFinder:
         """Step aside and return the real module's spec, with a loader that registers the model afterwards."""
         if name != HOST:
             return None
-        sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not cls]
+        # A new list: the import system is walking along the old one.
+        sys.meta_path = [finder for finder in sys.meta_path if finder is not cls]
         # Imported only here: a Python that never meets anomalib should not pay for it.
         from importlib.util import find_spec
 
@@ -39,6 +41,11 @@ class AnomalibModelsFinder:
 
             spec.loader.exec_module = exec_module
         return spec
+
+
+def find_models_spec() -> object:
+    """Find the spec of ``anomalib.models`` as the finder does; called by the hook that the ``.pth`` file sets up."""
+    return AnomalibModelsFinder.find_spec(HOST) if AnomalibModelsFinder in sys.meta_path else None
 
 
 def install() -> None:

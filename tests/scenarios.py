@@ -17,7 +17,7 @@ print(json.dumps({
     "attribute": hasattr(host, "AnoVL"),
     "exported": host.__all__.count("AnoVL"),
     "allowed": "anovl_plugin" in host.ALLOWED_MODULES,
-    "waiting": "AnomalibModelsFinder" in [getattr(finder, "__name__", "") for finder in sys.meta_path],
+    "waiting": any("anovl" in str(finder).lower() or "Anomalib" in str(finder) for finder in sys.meta_path),
     "padim": "padim" in host.list_models(),
 }))
 """
