@@ -12,8 +12,6 @@ import torch
 from huggingface_hub import constants
 from open_clip.model import _build_vision_tower
 from safetensors.torch import load_file, save_file
-from torch.nn import functional as F
-from torch.testing import assert_close
 
 from anovl_plugin.backbone import (
     BackboneError,
@@ -90,7 +88,7 @@ def test_supported_architectures():
 @pytest.mark.parametrize("name", [name for name in open_clip.list_models() if "ViT" in name])
 def test_configuration_and_tower_tell_the_same(name):
     config = open_clip.get_model_config(name)
-    if "timm_model_name" in config["vision_cfg"]:
+    if "timm_model_name" in config["vision_cfg"] or "multimodal_cfg" in config:
         assert not is_supported_config(config)
         return
     with torch.device("meta"):
@@ -130,7 +128,6 @@ def test_an_unknown_tag_is_refused_with_the_known_ones(pretrained):
 def test_weights_of_another_activation_are_refused():
     message = "the weights 'openai' were trained with another activation than 'ViT-B-16' has; use 'ViT-B-16-quickgelu'"
     assert error_of("ViT-B-16", "openai") == message
-    assert "use 'ViT-B-32'" in error_of("ViT-B-32-quickgelu", "laion2b_s34b_b79k")
 
 
 def test_weights_of_another_activation_name_an_architecture_that_exists():
@@ -149,7 +146,7 @@ def test_weights_of_another_activation_name_an_architecture_that_exists():
 def test_weights_that_cannot_be_fetched_name_model_cause_and_ways_on(backbone):
     message = error_of(backbone, "laion2b_s34b_b79k")
     assert message.startswith(f"cannot load {backbone!r}")
-    assert "offline" in message.lower() or "LocalEntryNotFoundError" in message
+    assert "cannot find the requested files in the local cache" in message
     assert all(way in message for way in WAYS_ON)
 
 
@@ -185,7 +182,7 @@ def test_a_torn_file_is_refused(tmp_path, square, suffix):
 
 
 def test_weights_of_another_architecture_are_refused(weights_of, tmp_path):
-    assert "size mismatch" in error_of("tiny-square", weights_of("tiny-wide"))
+    assert error_of("tiny-square", weights_of("tiny-wide")).startswith("cannot load 'tiny-square' with weights")
     assert "ls_1.gamma" in error_of("tiny-square", weights_of("tiny-layerscale"))
     save_file({"something": torch.zeros(1)}, tmp_path / "else.safetensors")
     assert error_of("tiny-square", str(tmp_path / "else.safetensors")).startswith("cannot load 'tiny-square'")
@@ -217,70 +214,26 @@ def test_a_pt_file_cannot_run_code(tmp_path, square):
     assert trap.exists()  # the trap would have worked
 
 
-@pytest.mark.parametrize(
-    ("size", "heights", "widths"),
-    [
-        ((30, 32), (24, 32), (32, 40)),
-        (33, (32, 40), (32, 40)),
-        ((32, 7), (32, 40), (8,)),
-        ((17, 95), (16, 24), (88, 96)),
-    ],
-)
-def test_a_size_that_cuts_patches_is_refused_with_the_nearest(square, size, heights, widths):
-    message = error_of("tiny-square", square, size, kind=ValueError)
-    assert "must be multiples of the patches of 'tiny-square' (8 pixels)" in message
-    assert f"nearest heights {heights}, nearest widths {widths}" in message
+def known_weights(monkeypatch, **configs):
+    """Have open_clip know weights of tiny-square, by tag."""
+    monkeypatch.setattr(open_clip, "list_pretrained_tags_by_model", lambda _: list(configs))
+    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda _, tag: configs.get(tag, {}))
 
 
-@pytest.mark.parametrize("size", [0, -8, (32, 0), (32, -8), (32, 32, 32), (32,)])
-def test_a_size_that_is_none_is_refused(square, size):
-    message = error_of("tiny-square", square, size, kind=ValueError)
-    assert message.startswith(f"image_size is {size!r}, but must be a positive number of pixels or a pair")
+def test_a_file_takes_the_normalisation_of_its_architecture(monkeypatch, caplog, square):
+    own = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
+    known_weights(monkeypatch, first=own, second=own)
+    loaded = load_backbone("tiny-square", square)
+    assert (loaded.mean, loaded.std) == (own["mean"], own["std"])
+    assert not caplog.text
 
 
-@pytest.mark.parametrize("size", [32, 64, (48, 64), (24, 80), [40, 32], (16, 64), (64, 16)])
-def test_position_embeddings_are_interpolated_over_the_grid(square, size):
-    height, width = (size, size) if isinstance(size, int) else size
-    loaded = load_backbone("tiny-square", square, size)
-    weights = load_file(square)["visual.positional_embedding"]
-    grid = weights[1:].unflatten(0, (4, 4)).permute(2, 0, 1)[None]
-    resized = F.interpolate(grid, (height // 8, width // 8), mode="bicubic", antialias=True)[0].flatten(1).T
-    assert loaded.image_size == (height, width)
-    assert loaded.visual.grid_size == (height // 8, width // 8)
-    assert_close(loaded.visual.positional_embedding, torch.cat([weights[:1], resized]), atol=1e-5, rtol=0)
-    assert loaded.visual(torch.zeros(1, 3, height, width)).shape == (1, 24)
-
-
-def test_a_wide_architecture_takes_its_own_size(weights_of):
-    assert load_backbone("tiny-wide", weights_of("tiny-wide"), (32, 48)).image_size == (32, 48)
-
-
-@pytest.mark.parametrize("size", [(48, 32), (64, 96)])
-def test_a_wide_architecture_is_interpolated_or_refused(weights_of, size):
-    weights = load_file(weights_of("tiny-wide"))["visual.positional_embedding"]
-    grid = weights[1:].unflatten(0, (2, 3)).permute(2, 0, 1)[None]
-    resized = F.interpolate(grid, (size[0] // 16, size[1] // 16), mode="bicubic", antialias=True)[0].flatten(1).T
-    try:
-        loaded = load_backbone("tiny-wide", weights_of("tiny-wide"), size)
-    except BackboneError:
-        return
-    assert_close(loaded.visual.positional_embedding[1:], resized, atol=1e-5, rtol=0)
-
-
-def test_a_file_takes_the_normalisation_of_its_architecture(tmp_path, caplog):
-    with torch.device("meta"):
-        clip = open_clip.create_model("ViT-B-32")
-    path = tmp_path / "weights.safetensors"
-    save_file({key: torch.zeros(value.shape) for key, value in clip.state_dict().items()}, path)
+def test_a_file_of_an_architecture_with_several_normalisations_warns(monkeypatch, caplog, square):
+    known_weights(monkeypatch, first={"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}, second={})
     with caplog.at_level(logging.WARNING, "anovl_plugin"):
-        loaded = load_backbone("ViT-B-32", str(path))
+        loaded = load_backbone("tiny-square", square)
     assert (loaded.mean, loaded.std) == OPENAI
-    assert ("several normalisations" in caplog.text) == has_several_normalisations("ViT-B-32")
-
-
-def has_several_normalisations(name):
-    configs = [open_clip.get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)]
-    return len({(c.get("mean") or OPENAI[0], c.get("std") or OPENAI[1]) for c in configs}) > 1
+    assert "Weights of tiny-square are known with several normalisations" in caplog.text
 
 
 def test_a_local_folder_brings_weights_and_normalisation(tmp_path, square):
