@@ -147,6 +147,8 @@ class AnoVL(AnomalibModule):
     def to_onnx(self, *args: Any, **kwargs: Any) -> Path:
         """Export as anomalib does, with the text bank inside."""
         self.prepare_text_bank()
+        # anomalib's default is older than what torch can write, and the conversion down to it fails.
+        kwargs.setdefault("opset_version", 18)
         return super().to_onnx(*args, **kwargs)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -111,7 +111,8 @@ class AnoVLModel(nn.Module):
             msg = f"images are {tuple(images.shape[-2:])} pixels, but the model takes {self.image_size}; resize them"
             raise ValueError(msg)
         with torch.no_grad():
-            tokens = value_wise_forward(self.visual, images)
+            # A trainer of another precision moves the tower to it, but not always the images.
+            tokens = value_wise_forward(self.visual, images.to(self.visual.conv1.weight.dtype))
             score = abnormality_margin(tokens.image, self.text_bank.states)
             patches = abnormality_margin(tokens.local, self.text_bank.states)
             anomaly_map = margin_map(patches, self.visual.grid_size, self.image_size)

@@ -42,7 +42,7 @@ def embed_patches(visual: VisionTransformer, images: Tensor) -> Tensor:
         Class token first, then the patches, shape (B, 1 + N, D).
     """
     patches = visual.conv1(images).flatten(2).transpose(1, 2)
-    class_token = visual.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
+    class_token = visual.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
     tokens = torch.cat([class_token, patches], dim=1) + visual.positional_embedding.to(patches.dtype)
     return visual.ln_pre(tokens)
 

@@ -71,12 +71,22 @@ def test_resumed_run_equals_unbroken_run(trained, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "demo.safetensors", tmp_path, **SETTINGS)
     assert torch.load(tmp_path / "checkpoint.pt")["step"] == 1
-    broken = load_file(tmp_path / "demo.safetensors")
+    assert not (tmp_path / "demo.safetensors").exists()
     monkeypatch.setattr(training, "training_step", step_as_it_is)
     train(tmp_path / "demo.safetensors", tmp_path, **SETTINGS)
     resumed, unbroken = load_file(tmp_path / "demo.safetensors"), load_file(trained / "demo.safetensors")
     assert_close(resumed, unbroken, rtol=0, atol=0)
-    assert not torch.equal(resumed["visual.proj"], broken["visual.proj"])
+
+
+def test_checkpoint_of_another_run_is_refused(trained):
+    with pytest.raises(ValueError, match="was left by a run with .* repeat these, or choose another work folder"):
+        train(trained / "demo.safetensors", trained, **(SETTINGS | {"steps": 9}))
+
+
+def test_finished_run_writes_its_weights_again(trained):
+    weights = load_file(trained / "demo.safetensors")
+    train(trained / "again.safetensors", trained, **SETTINGS)
+    assert_close(load_file(trained / "again.safetensors"), weights, rtol=0, atol=0)
 
 
 def test_make_image():

@@ -47,7 +47,7 @@ PHOTOGRAPHS = {
     "grass": Photograph("grass", (0, 512, 0, 200), (0, 512, 200, 512)),
     "gravel": Photograph("gravel", (0, 512, 0, 200), (0, 512, 200, 512)),
     # The table right of the saucer in the picture of a cup of coffee.
-    "wood": Photograph("coffee", (0, 120, 485, 600), (110, 320, 485, 600), 96),
+    "wood": Photograph("coffee", (0, 110, 485, 600), (110, 320, 485, 600), 96),
 }
 
 

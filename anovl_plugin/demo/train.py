@@ -236,9 +236,15 @@ def train(
     optimizer = torch.optim.AdamW(clip.parameters(), lr=learning_rate, weight_decay=0.01)
     scheduler = OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
     parts = {"clip": clip, "optimizer": optimizer, "scheduler": scheduler}
+    settings = {"steps": steps, "images": images, "batch": batch, "learning_rate": learning_rate, "seed": seed}
     first, seconds = 0, 0.0
     if checkpoint.exists():
         saved = torch.load(checkpoint)
+        if saved["settings"] != settings:
+            msg = (
+                f"{checkpoint} was left by a run with {saved['settings']}; repeat these, or choose another work folder"
+            )
+            raise ValueError(msg)
         for name, part in parts.items():
             part.load_state_dict(saved[name])
         first, seconds = saved["step"], saved["seconds"]
@@ -253,11 +259,12 @@ def train(
         scheduler.step()
         bar.set_postfix(loss=f"{loss.item():.3f}")
         if (step + 1) % save_every == 0 or step + 1 == steps:
-            states = {name: part.state_dict() for name, part in parts.items()}
-            torch.save({**states, "step": step + 1, "seconds": time.monotonic() - started}, checkpoint)
-            settings = {"steps": step + 1, "images": images, "batch": batch, "seed": seed}
-            export_weights(clip, out, {name: str(value) for name, value in settings.items()})
-    tqdm.write(f"wrote {out} after {steps} steps, {(time.monotonic() - started) / 60:.0f} minutes of training")
+            states = {name: part.state_dict() for name, part in parts.items()} | {"settings": settings}
+            seconds = time.monotonic() - started
+            torch.save({**states, "step": step + 1, "seconds": seconds}, checkpoint.with_suffix(".new"))
+            checkpoint.with_suffix(".new").replace(checkpoint)
+    export_weights(clip, out, {name: str(value) for name, value in settings.items()})
+    tqdm.write(f"wrote {out} after {steps} steps, {seconds / 60:.0f} minutes of training")
 
 
 def main() -> None:
