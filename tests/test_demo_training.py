@@ -79,7 +79,7 @@ def test_resumed_run_equals_unbroken_run(trained, tmp_path, monkeypatch):
 
 
 def test_checkpoint_of_another_run_is_refused(trained):
-    with pytest.raises(ValueError, match="was left by a run with .* repeat these, or choose another work folder"):
+    with pytest.raises(ValueError, match=r"was left by a run with .* repeat these, or choose another work folder"):
         train(trained / "demo.safetensors", trained, **(SETTINGS | {"steps": 9}))
 
 
