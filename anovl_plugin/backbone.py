@@ -19,6 +19,7 @@ from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from open_clip.version import __version__ as open_clip_version
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 logger = logging.getLogger(__name__)
 
@@ -140,8 +141,12 @@ def load_backbone(
     else:
         _check_request(backbone, pretrained)
     size = _as_pair(image_size)
+    if size is not None and not backbone.startswith(_SCHEMES):
+        # Before anything is downloaded.
+        patch = open_clip.get_model_config(backbone)["vision_cfg"].get("patch_size", 16)
+        check_size(size, (patch, patch) if isinstance(patch, int) else tuple(patch), backbone)
     try:
-        options = {"force_image_size": size, "require_pretrained": True, **_normalisation(backbone, pretrained)}
+        options = {"require_pretrained": True, **_normalisation(backbone, pretrained)}
         with _readable_weights(_right_download(backbone, pretrained)) as source:
             clip = open_clip.create_model(backbone, pretrained=source, **options)
         tokenizer = open_clip.get_tokenizer(backbone)
@@ -150,7 +155,8 @@ def load_backbone(
     clip = clip.float().eval().requires_grad_(False)
     visual = clip.visual
     check_visual(visual, backbone)
-    _check_size(visual, size, backbone)
+    if size is not None:
+        resize_positions(visual, size, backbone)
     del clip.visual
     mean, std = tuple(visual.image_mean), tuple(visual.image_std)
     return Backbone(visual, clip, tokenizer, tuple(visual.image_size), mean, std)
@@ -263,10 +269,12 @@ def _cannot_load(backbone: str, pretrained: str | None, error: Exception) -> Bac
     )
 
 
-def _check_size(visual: VisionTransformer, size: tuple[int, int] | None, backbone: str) -> None:
-    patches = visual.patch_size
-    if size is None:
-        return
+def check_size(size: tuple[int, int], patches: tuple[int, int], backbone: str) -> None:
+    """Refuse a height and width in pixels that are no multiples of the patch.
+
+    Raises:
+        ValueError: names the nearest sizes that are.
+    """
     if any(side % patch for side, patch in zip(size, patches, strict=True)):
         nearest = [tuple(_multiples(side, patch)) for side, patch in zip(size, patches, strict=True)]
         msg = (
@@ -274,12 +282,32 @@ def _check_size(visual: VisionTransformer, size: tuple[int, int] | None, backbon
             f"pixels); nearest heights {nearest[0]}, nearest widths {nearest[1]}"
         )
         raise ValueError(msg)
-    if tuple(visual.image_size) != size:
-        msg = (
-            f"open_clip {open_clip_version} cannot load {backbone!r} at image_size {size}; "
-            "upgrade open_clip_torch or leave image_size out"
-        )
-        raise BackboneError(msg)
+
+
+def resize_positions(visual: VisionTransformer, size: tuple[int, int], backbone: str) -> None:
+    """Make an image tower take images of another size: its position embeddings are interpolated, bicubic.
+
+    open_clip can do this while loading, but takes every grid for a square one, and leaves the embeddings as they are
+    where another shape has as many patches.
+
+    Args:
+        visual: image tower, changed in place.
+        size: height and width in pixels.
+        backbone: what to call it in the error.
+
+    Raises:
+        ValueError: if a side is no multiple of the patch.
+    """
+    patches = visual.patch_size
+    check_size(size, patches, backbone)
+    grid = (size[0] // patches[0], size[1] // patches[1])
+    if grid != tuple(visual.grid_size):
+        positions = visual.positional_embedding
+        image = positions[1:].T.unflatten(1, visual.grid_size).unsqueeze(0)
+        image = F.interpolate(image, grid, mode="bicubic", antialias=True)
+        resized = torch.cat([positions[:1], image.flatten(2)[0].T])
+        visual.positional_embedding = nn.Parameter(resized, requires_grad=positions.requires_grad)
+    visual.image_size, visual.grid_size = size, grid
 
 
 def _multiples(side: int, patch: int) -> Iterator[int]:

@@ -17,26 +17,34 @@ PLUGIN = "anovl_plugin"
 MODEL_MODULE = "anovl_plugin.lightning_model"
 DISABLE_VARIABLE = "ANOVL_PLUGIN_DISABLE"
 
+_state = {"busy": False}
+
 
 class AnomalibModelsFinder:
-    """Waits on ``sys.meta_path`` for the first import of ``anomalib.models``."""
+    """Waits on ``sys.meta_path`` until ``anomalib.models`` has been imported."""
+
+    searching = False
 
     @classmethod
     def find_spec(cls, name: str, *_: object) -> object:
-        """Step aside and return the real module's spec, with a loader that registers the model afterwards."""
-        if name != HOST:
+        """Return the real module's spec, with a loader that registers the model afterwards."""
+        if name != HOST or cls.searching:
             return None
-        # A new list: the import system is walking along the old one.
-        sys.meta_path = [finder for finder in sys.meta_path if finder is not cls]
         # Imported only here: a Python that never meets anomalib should not pay for it.
         from importlib.util import find_spec
 
-        spec = find_spec(name)
+        cls.searching = True
+        try:
+            spec = find_spec(name)
+        finally:
+            cls.searching = False
         if spec is not None and spec.loader is not None:
             run_module = spec.loader.exec_module
 
             def exec_module(module: object) -> None:
+                # Not before this has worked: a spec may be looked up and left, and an import may fail and be repeated.
                 run_module(module)
+                sys.meta_path = [finder for finder in sys.meta_path if finder is not cls]
                 register()
 
             spec.loader.exec_module = exec_module
@@ -63,8 +71,10 @@ def register() -> None:
     host = sys.modules.get(HOST)
     being_imported = MODEL_MODULE in sys.modules and not hasattr(sys.modules[MODEL_MODULE], "AnoVL")
     # An import that began with the plugin comes back here when the model's module is complete.
-    if host is None or being_imported or hasattr(host, "AnoVL") or not hasattr(host, "get_model"):
+    if _state["busy"] or host is None or being_imported or hasattr(host, "AnoVL") or not hasattr(host, "get_model"):
         return
+    # Importing the model's module ends in another call of this function.
+    _state["busy"] = True
     try:
         from anovl_plugin.lightning_model import AnoVL
 
@@ -79,3 +89,5 @@ def register() -> None:
             f"without it. {DISABLE_VARIABLE}=1 silences this.",
             stacklevel=2,
         )
+    finally:
+        _state["busy"] = False

@@ -42,13 +42,16 @@ class TextTower(nn.Module):
             ValueError: if a sentence does not fit into the tower's context.
         """
         tokens = self.tokenizer(prompts)
-        if self._is_causal and int(tokens.argmax(1).max()) == tokens.shape[1] - 1:
-            longest = max(prompts, key=len)
-            msg = (
-                f"the prompt {longest!r} is longer than the {tokens.shape[1]} tokens this text tower reads; "
-                "use a shorter class_name"
-            )
-            raise ValueError(msg)
+        if self._is_causal:
+            # A full row is one that just fits or one that was cut; only counting its tokens tells.
+            full = (tokens.argmax(1) == tokens.shape[1] - 1).nonzero().flatten().tolist()
+            cut = [prompts[row] for row in full if len(self.tokenizer.encode(prompts[row])) + 2 > tokens.shape[1]]
+            if cut:
+                msg = (
+                    f"the prompt {cut[0]!r} is longer than the {tokens.shape[1]} tokens this text tower reads; "
+                    "use a shorter class_name"
+                )
+                raise ValueError(msg)
         return tokens
 
     def encode(self, prompts: list[str], batch_size: int = 256, *, cut_context: bool = True) -> Tensor:

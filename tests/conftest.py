@@ -4,13 +4,15 @@ import os
 import sys
 from pathlib import Path
 
+# The hub's client reads this when it is imported.
+if "--network" not in sys.argv:
+    os.environ["HF_HUB_OFFLINE"] = "1"
+
 import open_clip
 import pytest
 import torch
 from safetensors.torch import save_file
 
-if "--network" not in sys.argv:
-    os.environ["HF_HUB_OFFLINE"] = "1"
 ARCHITECTURES = Path(__file__).parent / "architectures"
 TINY = ("tiny-square", "tiny-wide", "tiny-quickgelu", "tiny-layerscale", "tiny-customtext")
 
