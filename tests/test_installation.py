@@ -135,16 +135,19 @@ def test_strange_anomalib(doomed, host):
     assert outcomes[0].stderr.count("could not register") == (host == "old")
 
 
-def test_half_removed_plugin_keeps_python_silent(doomed):
-    folder = doomed.packages / "anovl_plugin"
+def test_half_removed_plugin_keeps_python_and_anomalib_silent(doomed):
+    folder, host = doomed.packages / "anovl_plugin", doomed.work / "whole"
+    (host / "anomalib" / "models").mkdir(parents=True)
+    (host / "anomalib" / "models" / "__init__.py").touch()
     steps = [
-        lambda: (folder / "__init__.py").write_text("raise RuntimeError"),
-        lambda: (folder / "__init__.py").write_text("not Python"),
+        lambda: (folder / "registration.py").write_text("def install(): ...  # of another version"),
+        lambda: (folder / "registration.py").write_text("not Python"),
         (folder / "registration.py").unlink,
+        lambda: (folder / "__init__.py").write_text("raise RuntimeError"),
         lambda: [shutil.rmtree(folder), folder.mkdir()],
         folder.rmdir,
     ]
     for step in steps:
         step()
-        assert doomed.execute("pass") == (0, "", "")
         assert doomed.execute("pass", "-W", "error") == (0, "", "")
+        assert doomed.execute("import anomalib.models", PYTHONPATH=str(host)) == (0, "", "")
