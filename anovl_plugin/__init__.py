@@ -7,8 +7,11 @@ from anovl_plugin.registration import install
 
 __version__ = "0.1.0"
 __all__ = [
+    "Adaptation",
     "AnoVL",
     "AnoVLModel",
+    "LinearAdapter",
+    "TextAdapter",
     "TextBank",
     "TextTower",
     "load_backbone",
@@ -17,8 +20,11 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Adaptation": "adaptation",
     "AnoVL": "lightning_model",
     "AnoVLModel": "torch_model",
+    "LinearAdapter": "adaptation",
+    "TextAdapter": "adaptation",
     "TextBank": "text_bank",
     "TextTower": "text_bank",
     "load_backbone": "backbone",

@@ -14,11 +14,13 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
+from anovl_plugin.adaptation import Adaptation, adaptation_config, read_adaptation
 from anovl_plugin.backbone import DEFAULT_BACKBONE, DEFAULT_PRETRAINED
 from anovl_plugin.post_processor import ZeroShotPostProcessor
 from anovl_plugin.prompts import Domain
 from anovl_plugin.registration import register
-from anovl_plugin.torch_model import AnoVLModel
+from anovl_plugin.torch_model import AnoVLModel, ImageScore
+from anovl_plugin.views import Views
 
 FALLBACK_CLASS_NAME = "object"
 
@@ -36,6 +38,14 @@ class AnoVL(AnomalibModule):
             textures and everything else for an object.
         image_size: Height and width (or one number for both) in pixels that images are resized to, multiples of the
             CLIP's patch. If not given, the size the CLIP was made for.
+        image_views: Views of an image that its score is averaged over: ``single``, the image alone; ``paper``, the
+            published 22, at 22 times the cost; or a list such as ``[image, flip, "rotate 22.5"]``.
+        image_score: What scores an image: ``global``, its global token, which is the paper's; ``map``, its map; or
+            ``both``, the mean of the two.
+        top_fraction: With ``map`` and ``both``, how much of the map is averaged: 0 for the highest pixel, 0.01 for
+            the highest hundredth.
+        adaptation: What adapts each image's patch tokens at test time, and so its map: nothing if not given,
+            ``TextAdapter`` (the paper's for MVTec AD), ``LinearAdapter`` (for VisA), or the class path of your own.
         pre_processor: Resizes and normalises images. ``True`` for what the CLIP needs.
         post_processor: Sets thresholds and normalises scores. ``True`` for thresholds of 0.5 that validation data,
             where there is any, adapts.
@@ -58,6 +68,10 @@ class AnoVL(AnomalibModule):
         class_name: str | None = None,
         domain: Domain = "auto",
         image_size: int | tuple[int, int] | None = None,
+        image_views: Views = "single",
+        image_score: ImageScore = "global",
+        top_fraction: float = 0.0,
+        adaptation: Adaptation | None = None,
         pre_processor: nn.Module | bool = True,
         post_processor: nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
@@ -65,9 +79,21 @@ class AnoVL(AnomalibModule):
     ) -> None:
         if isinstance(pretrained, Path):
             pretrained = str(pretrained)
+        adapter = read_adaptation(adaptation)
+        # Hyper-parameters are taken from these names, and must be plain data.
+        adaptation = adaptation_config(adapter)
         # The default pre-processor depends on the CLIP, so it is made after the model.
         super().__init__(False, post_processor, evaluator, visualizer)
-        self.model = AnoVLModel(backbone, pretrained, domain=domain, image_size=image_size)
+        self.model = AnoVLModel(
+            backbone,
+            pretrained,
+            domain=domain,
+            image_size=image_size,
+            image_views=image_views,
+            image_score=image_score,
+            top_fraction=top_fraction,
+            adaptation=adapter,
+        )
         self.pre_processor = self._resolve_component(pre_processor, nn.Module, self.configure_pre_processor)
         self.class_name = class_name
         self.domain: Domain = domain

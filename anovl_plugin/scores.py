@@ -56,6 +56,40 @@ def margin_map(margins: Tensor, grid_size: tuple[int, int], image_size: tuple[in
     return F.interpolate(smooth, size=image_size, mode="bilinear", align_corners=True)
 
 
+def map_score(margin_map: Tensor, top_fraction: float = 0.0) -> Tensor:
+    """Score images by their maps: the mean of the highest margins.
+
+    Args:
+        margin_map: map of margins, shape (B, 1, H, W).
+        top_fraction: how much of the map the mean is taken over, in [0, 1]; 0 for the one highest pixel, 1 for all.
+
+    Returns:
+        Margins, shape (B,).
+
+    Raises:
+        ValueError: if the fraction is not in [0, 1].
+
+    Example:
+        >>> map_score(torch.tensor([[[[0.1, 0.4], [0.2, 0.0]]]]), top_fraction=0.5)
+        tensor([0.3000])
+    """
+    check_fraction(top_fraction)
+    pixels = margin_map.flatten(1)
+    count = max(1, round(top_fraction * pixels.shape[1]))
+    return pixels.topk(count, dim=1).values.mean(1)
+
+
+def check_fraction(top_fraction: float) -> None:
+    """Refuse a fraction that is not in [0, 1].
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if not 0 <= top_fraction <= 1:
+        msg = f"top_fraction is {top_fraction}, but must be between 0 (the highest pixel) and 1 (the whole map)"
+        raise ValueError(msg)
+
+
 def spread(margins: Tensor, unit: float) -> Tensor:
     """Turn margins into probabilities that a person, and a threshold, can tell apart: ½ + ½ m / (|m| + unit).
 

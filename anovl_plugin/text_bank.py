@@ -145,6 +145,12 @@ class TextBank(nn.Module):
         self.states = torch.stack([state_embedding(normal), state_embedding(abnormal)])
         self.prompts = F.normalize(torch.cat([normal, abnormal]), dim=-1)
 
+    def copy(self) -> "TextBank":
+        """Copy the bank to tensors of its own, which are no inference tensors if made outside of inference mode."""
+        bank = TextBank(self.states.shape[1], len(self.prompts))
+        bank.states, bank.prompts = self.states.clone(), self.prompts.clone()
+        return bank
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TextBank":  # noqa: ARG002 - torch's signature
         # Follow a move to another device, but not a cast to another precision.
         for name, buffer in self._buffers.items():

@@ -1,14 +1,20 @@
 """The AnoVL model in plain torch: a batch of images in, scores and maps out."""
 
+from typing import Literal, get_args
+
 import torch
 from anomalib.data import InferenceBatch
 from torch import Tensor, nn
 
+from anovl_plugin.adaptation import Adaptation, adapt_tokens
 from anovl_plugin.backbone import DEFAULT_BACKBONE, DEFAULT_PRETRAINED, load_backbone
 from anovl_plugin.prompts import Domain, prompt_ensemble, resolve_domain
-from anovl_plugin.scores import abnormality_margin, margin_map, spread
+from anovl_plugin.scores import abnormality_margin, check_fraction, map_score, margin_map, spread
 from anovl_plugin.text_bank import TextBank, TextTower
 from anovl_plugin.value_attention import value_wise_forward
+from anovl_plugin.views import Views, read_views, same, sum_over_views
+
+ImageScore = Literal["global", "map", "both"]
 
 
 class AnoVLModel(nn.Module):
@@ -23,6 +29,12 @@ class AnoVLModel(nn.Module):
         class_name: what the images show; builds the text bank at once. ``None`` leaves that to :meth:`setup`.
         domain: wording of the prompts, ``"auto"``, ``"object"`` or ``"texture"``.
         image_size: height and width (or one number for both) in pixels; ``None`` for the architecture's own.
+        image_views: what the global token's score is averaged over: ``"single"``, ``"paper"`` or a list of views, see
+            :mod:`anovl_plugin.views`.
+        image_score: what scores an image: ``"global"``, its global token, which is the paper's; ``"map"``, its map;
+            or ``"both"``, the mean of the two.
+        top_fraction: how much of the map its score is the mean of, see :func:`anovl_plugin.scores.map_score`.
+        adaptation: what adapts the patch tokens of an image before they are scored, if anything.
 
     Attributes:
         visual: the image tower, frozen.
@@ -33,7 +45,7 @@ class AnoVLModel(nn.Module):
 
     Raises:
         BackboneError: if the CLIP cannot be loaded or is of the wrong kind.
-        ValueError: if image size, class name or domain do not fit.
+        ValueError: if an argument does not fit.
 
     Example:
         >>> model = AnoVLModel("anovl-demo", class_name="brick", domain="texture")
@@ -49,9 +61,24 @@ class AnoVLModel(nn.Module):
         class_name: str | None = None,
         domain: Domain = "auto",
         image_size: int | tuple[int, int] | None = None,
+        image_views: Views = "single",
+        image_score: ImageScore = "global",
+        top_fraction: float = 0.0,
+        adaptation: Adaptation | None = None,
     ) -> None:
         super().__init__()
         resolve_domain(class_name or "object", domain)
+        check_fraction(top_fraction)
+        if image_score not in get_args(ImageScore):
+            msg = f"image_score is {image_score!r}, but must be one of {', '.join(get_args(ImageScore))}"
+            raise ValueError(msg)
+        views = read_views(image_views)
+        self.num_views = len(views)
+        # The image itself is scored with the map; only what differs from it goes through the tower once more.
+        self.other_views = tuple(view for view in views if view is not same)
+        self.image_score: ImageScore = image_score
+        self.top_fraction = top_fraction
+        self.adaptation = adaptation
         self._source = (backbone, pretrained, image_size)
         loaded = load_backbone(*self._source)
         self.visual = loaded.visual
@@ -112,14 +139,33 @@ class AnoVLModel(nn.Module):
             raise ValueError(msg)
         with torch.no_grad():
             # A trainer of another precision moves the tower to it, but not always the images.
-            tokens = value_wise_forward(self.visual, images.to(self.visual.conv1.weight.dtype))
-            score = abnormality_margin(tokens.image, self.text_bank.states)
-            patches = abnormality_margin(tokens.local, self.text_bank.states)
-            anomaly_map = margin_map(patches, self.visual.grid_size, self.image_size)
+            images = images.to(self.visual.conv1.weight.dtype)
+            tokens = value_wise_forward(self.visual, images)
+            anomaly_map = self._map_margins(tokens.local)
+            score = self._image_margins(images, tokens.image, anomaly_map)
         return InferenceBatch(
             pred_score=spread(score, self.score_unit),
             anomaly_map=spread(anomaly_map, self.score_unit),
         )
+
+    def _map_margins(self, local: Tensor) -> Tensor:
+        if self.adaptation is not None:
+            local = adapt_tokens(self.adaptation, local, self.text_bank)
+        margins = abnormality_margin(local, self.text_bank.states)
+        return margin_map(margins, self.visual.grid_size, self.image_size)
+
+    def _image_margins(self, images: Tensor, token: Tensor, anomaly_map: Tensor) -> Tensor:
+        if self.image_score == "map":
+            return map_score(anomaly_map, self.top_fraction)
+        others = sum_over_views(self._view_margins, images, self.other_views)
+        itself = abnormality_margin(token, self.text_bank.states) * (self.num_views - len(self.other_views))
+        margins = (itself + others) / self.num_views
+        if self.image_score == "both":
+            return (margins + map_score(anomaly_map, self.top_fraction)) / 2
+        return margins
+
+    def _view_margins(self, images: Tensor) -> Tensor:
+        return abnormality_margin(self.visual(images), self.text_bank.states)
 
     def _take_text_tower(self) -> TextTower:
         if not self._text_tower:
