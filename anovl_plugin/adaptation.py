@@ -15,8 +15,9 @@ import dataclasses
 import math
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from importlib import import_module
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -152,16 +153,19 @@ class ResidualAdapter(Adaptation):
     learning_rate: float = 1e-3
     noise: float = 0.055
     seed: int = 0
-    batch_size: int = 8
-
-    _at_least: ClassVar[dict[str, float]] = {"steps": 1, "learning_rate": 0, "noise": 0, "seed": 0, "batch_size": 1}
+    batch_size: int = 4
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        for name, least in self._at_least.items():
+        for name, least in {"steps": 1, "seed": 0, "batch_size": 1}.items():
             value = getattr(self, name)
-            if not least <= value < math.inf:
-                msg = f"{name} of {type(self).__name__} is {value}, but must be at least {least} and finite"
+            if type(value) is not int or not least <= value < 2**63:
+                msg = f"{name} of {type(self).__name__} is {value!r}, but must be a whole number of at least {least}"
+                raise ValueError(msg)
+        for name in ("learning_rate", "noise"):
+            value = getattr(self, name)
+            if type(value) not in {int, float} or not 0 <= value < math.inf:
+                msg = f"{name} of {type(self).__name__} is {value!r}, but must be a finite number of at least 0"
                 raise ValueError(msg)
 
     @abstractmethod
@@ -180,8 +184,9 @@ class ResidualAdapter(Adaptation):
         optimizer = AdamW(parameters, lr=self.learning_rate, fused=tokens.device.type in {"cpu", "cuda"} or None)
         num_patches = tokens.shape[1]
         for _ in range(self.steps):
-            noise = self.noise * torch.randn(tokens.shape[1:], generator=generator)
-            both = torch.cat([tokens, tokens + noise.to(tokens.device)], dim=1)
+            # On the CPU for any device, so that they all draw the same; Lightning changes torch's default precision.
+            noise = torch.randn(tokens.shape[1:], generator=generator, dtype=torch.float32, device="cpu")
+            both = torch.cat([tokens, tokens + self.noise * noise.to(tokens)], dim=1)
             odds = log_odds(self._residual(both, parameters, text_bank), text_bank.states)
             optimizer.zero_grad()
             soft_label_loss(odds[:, :num_patches], odds[:, num_patches:]).sum().backward()
@@ -193,14 +198,10 @@ class ResidualAdapter(Adaptation):
         # torch's default for Linear: uniform within 1/√C, weights and biases.
         rows, columns = self.outputs(text_bank), tokens.shape[-1]
         bound = 1 / math.sqrt(columns)
-        drawn = [torch.empty(rows, columns), torch.empty(1, rows)]
-        return [
+        drawn = [torch.empty(*shape, dtype=torch.float32, device="cpu") for shape in ((rows, columns), (1, rows))]
+        for part in drawn:
             part.uniform_(-bound, bound, generator=generator)
-            .to(tokens.device)
-            .repeat(len(tokens), 1, 1)
-            .requires_grad_()
-            for part in drawn
-        ]
+        return [part.to(tokens).repeat(len(tokens), 1, 1).requires_grad_() for part in drawn]
 
     def _residual(self, tokens: Tensor, parameters: list[Tensor], text_bank: TextBank) -> Tensor:
         weight, bias = parameters
@@ -266,16 +267,17 @@ def read_adaptation(given: Adaptation | dict[str, Any] | str | None) -> Adaptati
     """
     if given is None or isinstance(given, Adaptation):
         return given
-    config = {"class_path": given} if isinstance(given, str) else dict(given)
-    path, arguments = config.pop("class_path", None), config.pop("init_args", None) or {}
-    kind = _find(path) if isinstance(path, str) else None
-    if config or kind is None:
+    config = {"class_path": given} if isinstance(given, str) else given
+    kind, arguments = None, {}
+    if isinstance(config, Mapping) and set(config) <= {"class_path", "init_args"}:
+        kind, arguments = _find(str(config.get("class_path"))), config.get("init_args") or {}
+    if kind is None:
         msg = f"adaptation is {given!r}, but must be the class path of an Adaptation, such as anovl_plugin.TextAdapter"
         raise ValueError(msg)
     try:
         return kind(**arguments)
     except TypeError as error:
-        msg = f"{path} does not take the arguments {arguments}: {error}"
+        msg = f"{kind.__name__} does not take the arguments {arguments}: {error}"
         raise ValueError(msg) from error
 
 
@@ -292,7 +294,7 @@ def adaptation_config(adaptation: Adaptation | None) -> dict[str, Any] | None:
     if adaptation is None:
         return None
     kind = type(adaptation)
-    if not dataclasses.is_dataclass(kind):
+    if ("__init__" in vars(kind) and "__dataclass_fields__" not in vars(kind)) or not dataclasses.is_dataclass(kind):
         msg = f"{kind.__name__} is no dataclass, so its settings cannot be saved; put @dataclass above it"
         raise TypeError(msg)
     settings = {field.name: getattr(adaptation, field.name) for field in dataclasses.fields(kind) if field.init}
@@ -308,7 +310,7 @@ def _find(path: str) -> type[Adaptation] | None:
     if module:
         try:
             kind = getattr(import_module(module), name, None)
-        except ImportError:
+        except (ImportError, TypeError):
             return None
     else:
         kind = {kind.__name__: kind for kind in _subclasses(Adaptation)}.get(name)

@@ -171,7 +171,17 @@ class AnoVL(AnomalibModule):
         return super().to_torch(*args, **kwargs)
 
     def to_onnx(self, *args: Any, **kwargs: Any) -> Path:
-        """Export as anomalib does, with the text bank inside."""
+        """Export as anomalib does, with the text bank inside.
+
+        Raises:
+            ValueError: if the model adapts at test time, which a graph cannot do.
+        """
+        if self.model.adaptation is not None:
+            msg = (
+                f"a graph cannot hold the adaptation {type(self.model.adaptation).__name__}; "
+                "export the training-free model, without adaptation (--model.adaptation null), or as torch"
+            )
+            raise ValueError(msg)
         self.prepare_text_bank()
         # anomalib's default is older than what torch can write, and the conversion down to it fails.
         kwargs.setdefault("opset_version", 18)

@@ -85,8 +85,8 @@ def check_fraction(top_fraction: float) -> None:
     Raises:
         ValueError: if it is not.
     """
-    if not 0 <= top_fraction <= 1:
-        msg = f"top_fraction is {top_fraction}, but must be between 0 (the highest pixel) and 1 (the whole map)"
+    if not isinstance(top_fraction, int | float) or not 0 <= top_fraction <= 1:
+        msg = f"top_fraction is {top_fraction!r}, but must be between 0 (the highest pixel) and 1 (the whole map)"
         raise ValueError(msg)
 
 

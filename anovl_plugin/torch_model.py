@@ -6,7 +6,7 @@ import torch
 from anomalib.data import InferenceBatch
 from torch import Tensor, nn
 
-from anovl_plugin.adaptation import Adaptation, adapt_tokens
+from anovl_plugin.adaptation import Adaptation, adapt_tokens, read_adaptation
 from anovl_plugin.backbone import DEFAULT_BACKBONE, DEFAULT_PRETRAINED, load_backbone
 from anovl_plugin.prompts import Domain, prompt_ensemble, resolve_domain
 from anovl_plugin.scores import abnormality_margin, check_fraction, map_score, margin_map, spread
@@ -78,7 +78,7 @@ class AnoVLModel(nn.Module):
         self.other_views = tuple(view for view in views if view is not same)
         self.image_score: ImageScore = image_score
         self.top_fraction = top_fraction
-        self.adaptation = adaptation
+        self.adaptation = read_adaptation(adaptation)
         self._source = (backbone, pretrained, image_size)
         loaded = load_backbone(*self._source)
         self.visual = loaded.visual

@@ -49,13 +49,13 @@ def same(images: Tensor) -> Tensor:
 
 
 def _rotate(images: Tensor, degrees: float) -> Tensor:
-    return rotate(images, images.new_full((len(images),), degrees), **_SAMPLING)
+    return rotate(images, images.new_full((images.shape[0],), degrees), **_SAMPLING)
 
 
 def _translate(images: Tensor, x: float, y: float) -> Tensor:
     height, width = images.shape[-2:]
     pixels = images.new_tensor([x * (width - 1) / 2, y * (height - 1) / 2])
-    return translate(images, pixels.expand(len(images), 2), **_SAMPLING)
+    return translate(images, pixels.expand(images.shape[0], 2), **_SAMPLING)
 
 
 def _grey(images: Tensor) -> Tensor:
@@ -116,12 +116,12 @@ def read_views(views: Views | Sequence[str]) -> tuple[View, ...]:
         >>> len(read_views("paper")), len(read_views(["image", "rotate 180"]))
         (22, 2)
     """
+    named = {"single": SINGLE, "paper": PAPER}
     if isinstance(views, str):
-        named = {"single": SINGLE, "paper": PAPER}
-        if views not in named:
-            msg = f"image_views is {views!r}, but must be single, paper or a list such as [image, flip, rotate 22.5]"
-            raise ValueError(msg)
-        views = named[views]
+        views = named.get(views, views)
+    if not isinstance(views, list | tuple):
+        msg = f"image_views is {views!r}, but must be single, paper or a list such as [image, flip, rotate 22.5]"
+        raise ValueError(msg)
     if not views:
         msg = "image_views is an empty list; leave it out, or name at least one view, such as [image]"
         raise ValueError(msg)
@@ -143,11 +143,16 @@ def sum_over_views(
     Returns:
         Sums of V scores, shape (B,).
     """
-    total = torch.zeros(len(images), device=images.device)
-    stacked = max(1, batch_size // len(images))
+    number = images.shape[0]
+    total = images.new_zeros(number, dtype=torch.float32)
+    if not views or not number:
+        return total
+    # The graph of an exported model takes batches of any size, so it must not depend on this one's.
+    exporting = torch.compiler.is_compiling()
+    stacked = 1 if exporting else max(1, batch_size // number)
     for start in range(0, len(views), stacked):
         with torch.autocast(images.device.type, enabled=False):
             batch = torch.cat([view(images.float()).to(images.dtype) for view in views[start : start + stacked]])
-        scores = torch.cat([score(part) for part in batch.split(batch_size)])
-        total = total + scores.unflatten(0, (-1, len(images))).sum(0)
+        scores = score(batch) if exporting else torch.cat([score(part) for part in batch.split(batch_size)])
+        total = total + scores.view(-1, number).sum(0)
     return total

@@ -58,7 +58,7 @@ def test_anomalib_understands_the_command(command, folder):
     assert "anovl_plugin.AnoVL" in done.stdout
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if "anovl-demo" in c or "configs/demo.yaml" in c])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "anovl-demo" in c or "configs/demo" in c])
 def test_commands_on_what_is_shipped_run(command, folder):
     done = run(shlex.split(command), folder)
     assert done.returncode == 0, done.stderr[-2000:]

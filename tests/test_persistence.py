@@ -59,6 +59,10 @@ def test_checkpoint_holds_plain_data(run, weights_of):
         "class_name": None,
         "domain": "auto",
         "image_size": None,
+        "image_views": "single",
+        "image_score": "global",
+        "top_fraction": 0.0,
+        "adaptation": None,
     }
     assert saved["anovl_text_bank"] == {"class_name": "bottle", "domain": "auto"}
     assert not [name for name in saved["state_dict"] if "tower" in name or "transformer.text" in name]

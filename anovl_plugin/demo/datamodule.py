@@ -100,12 +100,13 @@ class DemoSurfaces(MVTecAD):
         super().setup(stage)
 
 
-def make_category(root: Path, category: str) -> None:
+def make_category(root: Path, category: str, seed: int = SEED) -> None:
     """Make the images of a category, all or none: a run that breaks off leaves nothing half done.
 
     Args:
         root: folder to put the category's folder in.
         category: a key of :data:`PHOTOGRAPHS`.
+        seed: another one makes other crops and other defects.
     """
     photograph = PHOTOGRAPHS[category]
     pixels = np.atleast_3d(getattr(data, photograph.loader)()).astype(np.float32) / 255
@@ -115,11 +116,11 @@ def make_category(root: Path, category: str) -> None:
         folder = Path(work) / category
         for split, count in (("train", NUM_TRAIN), ("test", NUM_GOOD)):
             for index in range(count):
-                crop = crop_photograph(pixels, photograph, split, seeded(category, split, index))
+                crop = crop_photograph(pixels, photograph, split, seeded(category, split, index, seed))
                 write_image(folder / split / "good" / f"{index:03d}.png", crop)
         for kind in DEFECT_KINDS:
             for index in range(NUM_FAULTY):
-                rng = seeded(category, kind, index)
+                rng = seeded(category, kind, index, seed)
                 damaged, mask = paint_defect(crop_photograph(pixels, photograph, "test", rng), kind, rng)
                 write_image(folder / "test" / kind / f"{index:03d}.png", damaged)
                 write_image(folder / "ground_truth" / kind / f"{index:03d}_mask.png", mask)
@@ -131,9 +132,9 @@ def make_category(root: Path, category: str) -> None:
                 shutil.move(folder, root / category)
 
 
-def seeded(category: str, kind: str, index: int) -> np.random.Generator:
+def seeded(category: str, kind: str, index: int, seed: int) -> np.random.Generator:
     """Make the generator of one image, so that no image depends on how many came before."""
-    return default_rng([SEED, index, *f"{category}/{kind}".encode()])
+    return default_rng([seed, index, *f"{category}/{kind}".encode()])
 
 
 def crop_photograph(

@@ -43,39 +43,57 @@ def prepare(model: AnoVLModel, images: Tensor) -> Tensor:
     return normalize(resize(images, list(model.image_size), antialias=True), list(model.mean), list(model.std))
 
 
+class TestSet(NamedTuple):
+    """The test images of a category, ready for a model.
+
+    Attributes:
+        images: resized and normalised, shape (B, 3, H, W).
+        labels: 1 for images with a defect, shape (B,).
+        masks: 1 on defects, shape (B, H, W).
+    """
+
+    images: Tensor
+    labels: Tensor
+    masks: Tensor
+
+
+def read_test_set(model: AnoVLModel, category: str, root: Path | None = None) -> TestSet:
+    """Read the test images of a category of the demo data at the size of a model."""
+    datamodule = DemoSurfaces(root=root, category=category)
+    datamodule.setup()
+    batches = list(datamodule.test_dataloader())
+    masks = [resize(batch.gt_mask.float(), list(model.image_size)) > 0.5 for batch in batches]
+    return TestSet(
+        images=torch.cat([prepare(model, batch.image) for batch in batches]),
+        labels=torch.cat([batch.gt_label for batch in batches]).int(),
+        masks=torch.cat(masks).int(),
+    )
+
+
 @torch.inference_mode()
-def ordinary_map(model: AnoVLModel, images: Tensor) -> Tensor:
-    """Map the ordinary path's patch tokens, projected and scored like the value-wise ones, shape (B, 1, H, W)."""
+def ordinary_tokens(model: AnoVLModel, images: Tensor) -> Tensor:
+    """Give the ordinary path's patch tokens, projected like the value-wise ones, shape (B, N, C)."""
     visual = model.visual
     captured: list[Tensor] = []
     handle = visual.ln_post.register_forward_pre_hook(lambda _, inputs: captured.append(inputs[0]))
     visual(images)
     handle.remove()
-    tokens = visual.ln_post(captured[0][:, 1:]) @ visual.proj
-    return margin_map(abnormality_margin(tokens, model.text_bank.states), visual.grid_size, model.image_size)
+    return visual.ln_post(captured[0][:, 1:]) @ visual.proj
 
 
 @torch.inference_mode()
 def evaluate_category(model: AnoVLModel, category: str, root: Path | None = None) -> Auroc:
     """Measure the model on one category of the demo data, asked for by the category's name as a texture."""
     model.setup(category, "texture")
-    datamodule = DemoSurfaces(root=root, category=category)
-    datamodule.setup()
-    scores, labels, maps, ordinary, masks = [], [], [], [], []
-    for batch in datamodule.test_dataloader():
-        images = prepare(model, batch.image)
-        result = model(images)
-        scores.append(result.pred_score)
-        labels.append(batch.gt_label)
-        maps.append(result.anomaly_map.squeeze(1))
-        ordinary.append(ordinary_map(model, images).squeeze(1))
-        masks.append(resize(batch.gt_mask.float(), list(model.image_size)) > 0.5)
-    target = torch.cat(masks).int()
+    data = read_test_set(model, category, root)
+    result = model(data.images)
+    ordinary = abnormality_margin(ordinary_tokens(model, data.images), model.text_bank.states)
+    ordinary = margin_map(ordinary, model.visual.grid_size, model.image_size)
     return Auroc(
-        image=binary_auroc(torch.cat(scores), torch.cat(labels).int()).item(),
-        pixel=binary_auroc(torch.cat(maps), target).item(),
+        image=binary_auroc(result.pred_score, data.labels).item(),
+        pixel=binary_auroc(result.anomaly_map.squeeze(1), data.masks).item(),
         # A margin is below a half in size; the metric wants probabilities.
-        ordinary=binary_auroc(torch.cat(ordinary) + 0.5, target).item(),
+        ordinary=binary_auroc(ordinary.squeeze(1) + 0.5, data.masks).item(),
     )
 
 
