@@ -176,16 +176,20 @@ class AnoVL(AnomalibModule):
         Raises:
             ValueError: if the model adapts at test time, which a graph cannot do.
         """
-        if self.model.adaptation is not None:
-            msg = (
-                f"a graph cannot hold the adaptation {type(self.model.adaptation).__name__}; "
-                "export the training-free model, without adaptation (--model.adaptation null), or as torch"
-            )
-            raise ValueError(msg)
+        self._refuse_adaptation()
         self.prepare_text_bank()
         # anomalib's default is older than what torch can write, and the conversion down to it fails.
         kwargs.setdefault("opset_version", 18)
         return super().to_onnx(*args, **kwargs)
+
+    def to_openvino(self, *args: Any, **kwargs: Any) -> Path:
+        """Export as anomalib does, with the text bank inside.
+
+        Raises:
+            ValueError: if the model adapts at test time, which a graph cannot do.
+        """
+        self._refuse_adaptation()
+        return super().to_openvino(*args, **kwargs)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note which class the text bank belongs to."""
@@ -201,6 +205,14 @@ class AnoVL(AnomalibModule):
             raise ValueError(msg)
         super().on_load_checkpoint(checkpoint)
         self.model.adopt_text_bank(**checkpoint["anovl_text_bank"])
+
+    def _refuse_adaptation(self) -> None:
+        if self.model.adaptation is not None:
+            msg = (
+                f"a graph cannot hold the adaptation {type(self.model.adaptation).__name__}; "
+                "export the training-free model, without adaptation (--model.adaptation null), or as torch"
+            )
+            raise ValueError(msg)
 
     def _resolve_class_name(self) -> str:
         """Take the argument, else the data module's category, else, without any, the bank at hand or "object"."""

@@ -116,16 +116,15 @@ def read_views(views: Views | Sequence[str]) -> tuple[View, ...]:
         >>> len(read_views("paper")), len(read_views(["image", "rotate 180"]))
         (22, 2)
     """
-    named = {"single": SINGLE, "paper": PAPER}
-    if isinstance(views, str):
-        views = named.get(views, views)
-    if not isinstance(views, list | tuple):
+    chosen = {"single": SINGLE, "paper": PAPER}.get(views) if isinstance(views, str) else views
+    chosen = chosen if isinstance(chosen, list | tuple) else None
+    if chosen is None:
         msg = f"image_views is {views!r}, but must be single, paper or a list such as [image, flip, rotate 22.5]"
         raise ValueError(msg)
-    if not views:
+    if not chosen:
         msg = "image_views is an empty list; leave it out, or name at least one view, such as [image]"
         raise ValueError(msg)
-    return tuple(read_view(view) for view in views)
+    return tuple(read_view(view) for view in chosen)
 
 
 def sum_over_views(

@@ -4,9 +4,12 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 from anomalib.cli.cli import AnomalibCLI
 
+from anovl_plugin.demo.datamodule import make_category
 from anovl_plugin.prompts import DOMAIN_PHRASES
+from tests.test_documentation import run
 
 FOLDER = Path(__file__).parent.parent / "configs"
 CONFIGS = sorted(FOLDER.glob("*.yaml"))
@@ -48,3 +51,31 @@ def test_command_of_header(path, monkeypatch):
     assert config.model.class_path.rsplit(".", 1)[-1] == "AnoVL"
     assert config.model.init_args.domain in {"auto", *DOMAIN_PHRASES}
     assert config.data is not None
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Make a Folder of sound and cracked bricks, without masks."""
+    root = tmp_path_factory.mktemp("images")
+    make_category(root, "brick")
+    return root / "brick"
+
+
+DATA = {
+    "demo": "--data anovl_plugin.demo.DemoSurfaces",
+    "folder": "--data Folder --data.name bricks --data.root {images} --data.normal_dir train/good "
+    "--data.abnormal_dir test/crack --data.normal_test_dir test/good --data.num_workers 0",
+}
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_whole_method_on_data_of_ones_own(name, images, tmp_path):
+    command = f"anomalib test --config {FOLDER}/anovl_tta.yaml --model.backbone anovl-demo {DATA[name]}"
+    done = run(shlex.split(command.format(images=images)), tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "image_AUROC" in done.stdout
+    (saved,) = tmp_path.rglob("config.yaml")
+    model = yaml.safe_load(saved.read_text())["model"]
+    assert model["init_args"]["image_views"] == "paper"
+    assert model["init_args"]["adaptation"]["class_path"] == "anovl_plugin.TextAdapter"
+    assert len(list(tmp_path.rglob("images/*/*.png"))) == {"demo": 45, "folder": 13}[name]
