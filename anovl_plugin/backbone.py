@@ -263,8 +263,10 @@ def _cannot_load(backbone: str, pretrained: str | None, error: Exception) -> Bac
         if from_release
         else "set HF_HOME to a cache that holds them"
     )
+    # What brings its own weights does not look at pretrained.
+    setting = "set backbone to its architecture and pretrained" if backbone.startswith(_SCHEMES) else "set pretrained"
     return BackboneError(
-        f"cannot load {backbone!r}{source} ({type(error).__name__}: {cause}). Ways on: set pretrained to a "
+        f"cannot load {backbone!r}{source} ({type(error).__name__}: {cause}). Ways on: {setting} to a "
         f".safetensors or .pt file of these weights; {cache}; or try backbone={DEMO_BACKBONE}, which needs no download."
     )
 

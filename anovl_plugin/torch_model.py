@@ -11,7 +11,7 @@ from anovl_plugin.backbone import DEFAULT_BACKBONE, DEFAULT_PRETRAINED, load_bac
 from anovl_plugin.prompts import Domain, prompt_ensemble, resolve_domain
 from anovl_plugin.scores import abnormality_margin, check_fraction, map_score, margin_map, spread
 from anovl_plugin.text_bank import TextBank, TextTower
-from anovl_plugin.value_attention import value_wise_forward
+from anovl_plugin.value_attention import image_forward, value_wise_forward
 from anovl_plugin.views import Views, read_views, same, sum_over_views
 
 ImageScore = Literal["global", "map", "both"]
@@ -165,7 +165,7 @@ class AnoVLModel(nn.Module):
         return margins
 
     def _view_margins(self, images: Tensor) -> Tensor:
-        return abnormality_margin(self.visual(images), self.text_bank.states)
+        return abnormality_margin(image_forward(self.visual, images), self.text_bank.states)
 
     def _take_text_tower(self) -> TextTower:
         if not self._text_tower:

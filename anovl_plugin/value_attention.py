@@ -59,6 +59,12 @@ def attention_residuals(block: nn.Module, tokens: Tensor, asking: int | None = N
         The ordinary residual W_o softmax(q kᵀ/√d) v, shape (B, M, D), and the local residual
         W_o softmax(v vᵀ/√d) v, shape (B, 1 + N, D).
     """
+    q, k, v = queries_keys_values(block, tokens, asking)
+    return attend(block, q, k, v), attend(block, v, v, v)
+
+
+def queries_keys_values(block: nn.Module, tokens: Tensor, asking: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Project LN₁(xⁱ⁻¹) to queries of the first M tokens (all if ``None``) and keys and values of all, by heads."""
     attention = block.attn
     normed = block.ln_1(tokens)
     width = tokens.shape[-1]
@@ -68,16 +74,40 @@ def attention_residuals(block: nn.Module, tokens: Tensor, asking: int | None = N
         projected = F.linear(part, attention.in_proj_weight[rows], attention.in_proj_bias[rows])
         return projected.unflatten(-1, (stop - start, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
 
-    def project(values: Tensor) -> Tensor:
-        return block.ls_1(attention.out_proj(values.transpose(1, 2).flatten(2)))
-
     if asking is None:
         q, k, v = heads(normed, 0, 3)
     else:
         (q,), (k, v) = heads(normed[:, :asking], 0, 1), heads(normed, 1, 3)
-    ordinary = F.scaled_dot_product_attention(q, k, v)
-    value_wise = F.scaled_dot_product_attention(v, v, v)
-    return project(ordinary), project(value_wise)
+    return q, k, v
+
+
+def attend(block: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Compute W_o softmax(q kᵀ/√d) v, shape (B, M, D), of queries, keys and values by heads."""
+    values = F.scaled_dot_product_attention(q, k, v)
+    return block.ls_1(block.attn.out_proj(values.transpose(1, 2).flatten(2)))
+
+
+def image_forward(visual: VisionTransformer, images: Tensor) -> Tensor:
+    """Run the ordinary path alone and give what ``visual(images)`` gives, for a little less work.
+
+    Args:
+        visual: an open_clip vision transformer, as for :func:`value_wise_forward`.
+        images: normalised images of the tower's size, shape (B, 3, H, W).
+
+    Returns:
+        Image tokens (B, C), not normalised.
+    """
+    tokens = embed_patches(visual, images)
+    for block, asking in _blocks(visual):
+        tokens = tokens[:, :asking] + attend(block, *queries_keys_values(block, tokens, asking))
+        tokens = tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
+    return visual.ln_post(tokens[:, 0]) @ visual.proj
+
+
+def _blocks(visual: VisionTransformer) -> list[tuple[nn.Module, int | None]]:
+    # Of the last block's ordinary path only the class token is read.
+    blocks = visual.transformer.resblocks
+    return [(block, 1 if index == len(blocks) - 1 else None) for index, block in enumerate(blocks)]
 
 
 def value_wise_forward(visual: VisionTransformer, images: Tensor) -> VisionTokens:
@@ -103,10 +133,7 @@ def value_wise_forward(visual: VisionTransformer, images: Tensor) -> VisionToken
         (torch.Size([3, 16]), torch.Size([3, 16, 16]))
     """
     tokens = local = embed_patches(visual, images)
-    blocks = visual.transformer.resblocks
-    for index, block in enumerate(blocks):
-        # Of the last block's ordinary path only the class token is read.
-        asking = 1 if index == len(blocks) - 1 else None
+    for block, asking in _blocks(visual):
         ordinary, value_wise = attention_residuals(block, tokens, asking)
         local = local + value_wise
         tokens = tokens[:, :asking] + ordinary

@@ -23,7 +23,7 @@ from anovl_plugin.backbone import (
 from tests.conftest import ARCHITECTURES, TINY
 
 OPENAI = (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
-WAYS_ON = ("set pretrained to a .safetensors or .pt file", "HF_HOME", "backbone=anovl-demo")
+WAYS_ON = (" pretrained to a .safetensors or .pt file", "HF_HOME", "backbone=anovl-demo")
 REFUSED = ("RN50", "convnext_base", "ViT-B-16-SigLIP", "coca_ViT-B-32", "tiny-avgpool", "tiny-attnpool")
 
 
@@ -148,6 +148,7 @@ def test_weights_that_cannot_be_fetched_name_model_cause_and_ways_on(backbone):
     assert message.startswith(f"cannot load {backbone!r}")
     assert "cannot find the requested files in the local cache" in message
     assert all(way in message for way in WAYS_ON)
+    assert ("set backbone to its architecture" in message) == backbone.startswith("hf-hub:")
 
 
 def test_a_download_that_fails_names_the_default_weights(monkeypatch):

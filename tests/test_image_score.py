@@ -84,18 +84,19 @@ def published(source, images):
 def traffic(monkeypatch):
     """Give a function that watches a model: how many images its two kinds of pass are given, call by call."""
     two_paths, ordinary = [], []
-    forward = torch_model.value_wise_forward
 
-    def spy(visual, images):
-        two_paths.append(len(images))
-        return forward(visual, images)
+    def spy_on(name, calls):
+        forward = getattr(torch_model, name)
 
-    def watch(model):
-        model.visual.register_forward_pre_hook(lambda _, inputs: ordinary.append(len(inputs[0])))
-        return two_paths, ordinary
+        def spy(visual, images):
+            calls.append(len(images))
+            return forward(visual, images)
 
-    monkeypatch.setattr(torch_model, "value_wise_forward", spy)
-    return watch
+        monkeypatch.setattr(torch_model, name, spy)
+
+    spy_on("value_wise_forward", two_paths)
+    spy_on("image_forward", ordinary)
+    return lambda _: (two_paths, ordinary)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (4, 4), (7, 9), (32, 32)])

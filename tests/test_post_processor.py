@@ -81,3 +81,35 @@ def test_arguments_are_those_of_anomalib():
     post = ZeroShotPostProcessor(enable_normalization=False, image_sensitivity=0.7)
     assert not post.enable_normalization
     assert post.image_sensitivity == 0.7
+
+
+def test_given_thresholds_become_half_whatever_validation_said():
+    processor = ZeroShotPostProcessor(image_threshold=0.6, pixel_threshold=0.8)
+    for threshold in (processor._image_threshold, processor._pixel_threshold):
+        threshold.fill_(0.3)
+    found = processor(InferenceBatch(pred_score=torch.tensor([0.59, 0.6, 0.61]), anomaly_map=torch.tensor([0.4, 0.9])))
+    assert found.pred_label.tolist() == [False, False, True]
+    assert found.pred_score[1] == 0.5
+    assert found.anomaly_map.tolist() == pytest.approx([0.25, 0.75])
+    assert found.pred_mask.tolist() == [False, True]
+
+
+def test_given_thresholds_are_saved_and_win_over_saved_ones():
+    saved = ZeroShotPostProcessor(image_threshold=0.6).checkpoint_config()
+    for given, expected in ((None, 0.6), (0.7, 0.7)):
+        processor = ZeroShotPostProcessor(image_threshold=given)
+        processor.load_checkpoint_config(saved)
+        assert processor.image_threshold.item() == pytest.approx(expected)
+        assert processor.pixel_threshold.item() == 0.5
+
+
+@pytest.mark.parametrize("name", ["image_threshold", "pixel_threshold"])
+@pytest.mark.parametrize("value", [-0.1, 0, 1, 1.5, float("nan")])
+def test_a_threshold_that_no_score_can_reach_is_refused(name, value):
+    with pytest.raises(ValueError, match=rf"^{name} is {value}, but scores lie between 0 and 1, so it must, too$"):
+        ZeroShotPostProcessor(**{name: value})
+
+
+def test_scores_above_those_of_a_normal_validation_set_keep_their_order():
+    found = normalise([0.1, 0.4, 0.6, 0.8], 0.1, 0.4, 0.4)
+    assert found.tolist() == pytest.approx([0, 0.5, 0.5 + 0.5 * 0.2 / 0.6, 0.5 + 0.5 * 0.4 / 0.6])

@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from anovl_plugin.backbone import check_visual
-from anovl_plugin.value_attention import VisionTokens, attention_residuals, embed_patches, value_wise_forward
+from anovl_plugin.value_attention import (
+    VisionTokens,
+    attention_residuals,
+    embed_patches,
+    image_forward,
+    value_wise_forward,
+)
 from tests import reference
 from tests.conftest import TINY
 
@@ -67,6 +73,11 @@ def test_the_ordinary_path_is_that_of_open_clip(clip):
     tokens = value_wise_forward(clip.visual, images)
     assert_close(tokens.image, clip.visual(images), **WITHIN)
     assert_close(tokens.image, clip.encode_image(images), **WITHIN)
+
+
+def test_the_ordinary_path_alone_is_that_of_open_clip(clip):
+    images = images_for(clip.visual, 4)
+    assert_close(image_forward(clip.visual, images), clip.visual(images), **WITHIN)
 
 
 def test_shapes_say_batch_patches_and_joint_width(clip):
