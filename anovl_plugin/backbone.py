@@ -5,6 +5,7 @@ size set explicitly, the architecture that the package ships, and one error that
 be had.
 """
 
+import hashlib
 import logging
 import tempfile
 from collections.abc import Callable, Iterator
@@ -160,6 +161,23 @@ def load_backbone(
     del clip.visual
     mean, std = tuple(visual.image_mean), tuple(visual.image_std)
     return Backbone(visual, clip, tokenizer, tuple(visual.image_size), mean, std)
+
+
+def fingerprint(visual: VisionTransformer) -> str:
+    """Tell image towers apart by their weights, whatever size their position embeddings were interpolated to.
+
+    Args:
+        visual: image tower as it was loaded, in float32.
+
+    Returns:
+        The first 16 hexadecimal digits of a SHA-256 over its weights.
+    """
+    digest = hashlib.sha256()
+    for name, weight in visual.state_dict().items():
+        if name != "positional_embedding":
+            digest.update(name.encode())
+            digest.update(weight.detach().cpu().contiguous().numpy())
+    return digest.hexdigest()[:16]
 
 
 def _as_pair(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:

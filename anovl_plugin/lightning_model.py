@@ -23,6 +23,7 @@ from anovl_plugin.torch_model import AnoVLModel, ImageScore
 from anovl_plugin.views import Views
 
 FALLBACK_CLASS_NAME = "object"
+_TOWER = "model.visual."
 
 
 class AnoVL(AnomalibModule):
@@ -46,6 +47,8 @@ class AnoVL(AnomalibModule):
             the highest hundredth.
         adaptation: What adapts each image's patch tokens at test time, and so its map: nothing if not given,
             ``TextAdapter`` (the paper's for MVTec AD), ``LinearAdapter`` (for VisA), or the class path of your own.
+        self_contained: Keep CLIP's image tower in checkpoints, which then take hundreds of MB. If not, a checkpoint
+            holds the text bank, the settings and thresholds, and the tower comes from where it came before.
         pre_processor: Resizes and normalises images. ``True`` for what the CLIP needs.
         post_processor: Sets thresholds and normalises scores. ``True`` for thresholds of 0.5 that validation data,
             where there is any, adapts.
@@ -72,6 +75,7 @@ class AnoVL(AnomalibModule):
         image_score: ImageScore = "global",
         top_fraction: float = 0.0,
         adaptation: Adaptation | None = None,
+        self_contained: bool = False,
         pre_processor: nn.Module | bool = True,
         post_processor: nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
@@ -95,6 +99,7 @@ class AnoVL(AnomalibModule):
             adaptation=adapter,
         )
         self.pre_processor = self._resolve_component(pre_processor, nn.Module, self.configure_pre_processor)
+        self.self_contained = self_contained
         self.class_name = class_name
         self.domain: Domain = domain
 
@@ -192,18 +197,37 @@ class AnoVL(AnomalibModule):
         return super().to_openvino(*args, **kwargs)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note which class the text bank belongs to."""
+        """Note which class and which image tower the text bank belongs to, and leave the tower out."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["anovl_text_bank"] = {"class_name": self.model.class_name, "domain": self.model.domain}
+        checkpoint["anovl_fingerprint"] = self.model.fingerprint
+        if not self.self_contained:
+            state = checkpoint["state_dict"]
+            checkpoint["state_dict"] = {name: state[name] for name in state if not name.startswith(_TOWER)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the text bank for what it was when it was saved."""
+        """Take the text bank for what it was when it was saved, and the image tower from where it was loaded.
+
+        Raises:
+            ValueError: if the checkpoint is another model's, or was made with another image tower.
+        """
         if "anovl_text_bank" not in checkpoint:
             msg = (
                 "the checkpoint holds no text bank, so it is of another model than AnoVL; give ckpt_path one of AnoVL's"
             )
             raise ValueError(msg)
+        if checkpoint["anovl_fingerprint"] != self.model.fingerprint:
+            made_with = checkpoint.get("hyper_parameters", {})
+            msg = (
+                f"the checkpoint was made with another CLIP (fingerprint {checkpoint['anovl_fingerprint']}, backbone "
+                f"{made_with.get('backbone')!r}, pretrained {made_with.get('pretrained')!r}) than this model's "
+                f"(fingerprint {self.model.fingerprint}); give the model that backbone and those weights"
+            )
+            raise ValueError(msg)
         super().on_load_checkpoint(checkpoint)
+        own = {f"{_TOWER}{name}": weight for name, weight in self.model.visual.state_dict().items()}
+        # The weights of a self-contained checkpoint come last, so they win.
+        checkpoint["state_dict"] = own | checkpoint["state_dict"]
         self.model.adopt_text_bank(**checkpoint["anovl_text_bank"])
 
     def _refuse_adaptation(self) -> None:

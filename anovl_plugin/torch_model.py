@@ -7,7 +7,7 @@ from anomalib.data import InferenceBatch
 from torch import Tensor, nn
 
 from anovl_plugin.adaptation import Adaptation, adapt_tokens, read_adaptation
-from anovl_plugin.backbone import DEFAULT_BACKBONE, DEFAULT_PRETRAINED, load_backbone
+from anovl_plugin.backbone import DEFAULT_BACKBONE, DEFAULT_PRETRAINED, fingerprint, load_backbone
 from anovl_plugin.prompts import Domain, prompt_ensemble, resolve_domain
 from anovl_plugin.scores import abnormality_margin, check_fraction, map_score, margin_map, spread
 from anovl_plugin.text_bank import TextBank, TextTower
@@ -42,6 +42,7 @@ class AnoVLModel(nn.Module):
         image_size: height and width of the images the model takes.
         mean: mean of each colour channel to normalise images with.
         std: standard deviation of each colour channel, likewise.
+        fingerprint: tells the image tower's weights from others.
 
     Raises:
         BackboneError: if the CLIP cannot be loaded or is of the wrong kind.
@@ -82,6 +83,7 @@ class AnoVLModel(nn.Module):
         self._source = (backbone, pretrained, image_size)
         loaded = load_backbone(*self._source)
         self.visual = loaded.visual
+        self.fingerprint = fingerprint(loaded.visual)
         self.image_size, self.mean, self.std = loaded.image_size, loaded.mean, loaded.std
         self.score_unit = 1 / float(loaded.clip.logit_scale.exp())
         num_prompts = sum(map(len, prompt_ensemble("object")))

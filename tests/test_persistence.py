@@ -9,6 +9,7 @@ import pytest
 import torch
 from anomalib.deploy import TorchInferencer
 from anomalib.pre_processing import PreProcessor
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
@@ -63,10 +64,51 @@ def test_checkpoint_holds_plain_data(run, weights_of):
         "image_score": "global",
         "top_fraction": 0.0,
         "adaptation": None,
+        "self_contained": False,
     }
     assert saved["anovl_text_bank"] == {"class_name": "bottle", "domain": "auto"}
     assert not [name for name in saved["state_dict"] if "tower" in name or "transformer.text" in name]
     assert not [name for name in saved["state_dict"] if "token_embedding" in name]
+
+
+def test_checkpoint_leaves_the_tower_out(run):
+    saved = torch.load(run.checkpoint, weights_only=True)
+    assert not [name for name in saved["state_dict"] if name.startswith("model.visual.")]
+    bank = run.model.model.text_bank.prompts
+    assert run.checkpoint.stat().st_size < bank.numel() * bank.element_size() + 50_000
+    assert sum(weight.numel() for weight in run.model.model.visual.parameters()) * 4 > 50_000
+
+
+def test_a_self_contained_checkpoint_holds_the_tower(make, run, tmp_path):
+    model = make(self_contained=True)
+    metrics = run_test(model, tmp_path / "test", bottles(run.data))
+    (checkpoint,) = (tmp_path / "test").rglob("*.ckpt")
+    saved = torch.load(checkpoint, weights_only=True)["state_dict"]
+    assert {f"model.visual.{name}" for name in model.model.visual.state_dict()} <= set(saved)
+    assert metrics == run.metrics
+    loaded = AnoVL.load_from_checkpoint(checkpoint)
+    assert loaded.self_contained
+    assert_same(run_predict(loaded, tmp_path / "predict", data_path=run.bare), run.predictions)
+
+
+def test_a_checkpoint_of_another_tower_is_an_error(run, weights_of, tmp_path):
+    weights = load_file(weights_of("tiny-square"))
+    weights["visual.transformer.resblocks.0.attn.out_proj.bias"][0] += 1e-3
+    other = tmp_path / "other.safetensors"
+    save_file(weights, other)
+    message = (
+        r"^the checkpoint was made with another CLIP \(fingerprint \w{16}, backbone 'tiny-square', pretrained .*\) "
+    )
+    with pytest.raises(ValueError, match=message):
+        AnoVL.load_from_checkpoint(run.checkpoint, pretrained=str(other))
+    with pytest.raises(ValueError, match=message):
+        run_test(AnoVL("tiny-square", str(other)), tmp_path, bottles(run.data), ckpt_path=run.checkpoint)
+
+
+def test_a_tower_is_known_at_any_size_and_in_any_precision(weights_of):
+    source = "tiny-square", weights_of("tiny-square")
+    one, other = AnoVL(*source, image_size=(32, 48)), AnoVL(*source).half()
+    assert one.model.fingerprint == other.model.fingerprint
 
 
 def test_load_from_checkpoint(run, tmp_path):

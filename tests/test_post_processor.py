@@ -96,8 +96,8 @@ def test_given_thresholds_become_half_whatever_validation_said():
 
 def test_given_thresholds_are_saved_and_win_over_saved_ones():
     saved = ZeroShotPostProcessor(image_threshold=0.6).checkpoint_config()
-    for given, expected in ((None, 0.6), (0.7, 0.7)):
-        processor = ZeroShotPostProcessor(image_threshold=given)
+    for own, expected in ((None, 0.6), (0.7, 0.7)):
+        processor = ZeroShotPostProcessor(image_threshold=own)
         processor.load_checkpoint_config(saved)
         assert processor.image_threshold.item() == pytest.approx(expected)
         assert processor.pixel_threshold.item() == 0.5
