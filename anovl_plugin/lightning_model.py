@@ -216,10 +216,12 @@ class AnoVL(AnomalibModule):
                 "the checkpoint holds no text bank, so it is of another model than AnoVL; give ckpt_path one of AnoVL's"
             )
             raise ValueError(msg)
-        if checkpoint["anovl_fingerprint"] != self.model.fingerprint:
+        # Checkpoints from before there were fingerprints hold the tower itself.
+        saved = checkpoint.get("anovl_fingerprint", self.model.fingerprint)
+        if saved != self.model.fingerprint:
             made_with = checkpoint.get("hyper_parameters", {})
             msg = (
-                f"the checkpoint was made with another CLIP (fingerprint {checkpoint['anovl_fingerprint']}, backbone "
+                f"the checkpoint was made with another CLIP (fingerprint {saved}, backbone "
                 f"{made_with.get('backbone')!r}, pretrained {made_with.get('pretrained')!r}) than this model's "
                 f"(fingerprint {self.model.fingerprint}); give the model that backbone and those weights"
             )

@@ -25,6 +25,9 @@ def shown_commands() -> list[str]:
 
 
 COMMANDS = shown_commands()
+# What is shipped suffices for these, so they are run; of the others it is seen that anomalib understands them.
+OF_ANOMALIB = [command for command in COMMANDS if command.startswith("anomalib ")]
+RUN = [command for command in OF_ANOMALIB if "anovl-demo" in command or "configs/demo" in command]
 
 
 def run(words: list[str], folder: Path) -> subprocess.CompletedProcess:
@@ -51,14 +54,14 @@ def test_make_has_the_target(command):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("anomalib ")])
+@pytest.mark.parametrize("command", sorted({*OF_ANOMALIB} - {*RUN}))
 def test_anomalib_understands_the_command(command, folder):
     done = run([*shlex.split(command), "--print_config"], folder)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "anovl_plugin.AnoVL" in done.stdout
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if "anovl-demo" in c or "configs/demo" in c])
+@pytest.mark.parametrize("command", RUN)
 def test_commands_on_what_is_shipped_run(command, folder):
     done = run(shlex.split(command), folder)
     assert done.returncode == 0, done.stderr[-2000:]
