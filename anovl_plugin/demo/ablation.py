@@ -83,7 +83,7 @@ def main() -> None:
     console.print("| AUROC | mean | spread |", "|---|---|---|", sep="\n")
     for row in by_seed[0]:
         values = [result[row] for result in by_seed]
-        console.print(f"| {row} | {mean(values):.4f} | {stdev(values) if len(values) > 1 else 0:.4f} |")
+        console.print(f"| {row} | {mean(values):.3f} | {stdev(values) if len(values) > 1 else 0:.3f} |")
 
 
 if __name__ == "__main__":
