@@ -19,7 +19,7 @@ test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 # The same model on the oldest open_clip that anomalib's own clip extra allows; fetches it.
-OLDEST := build/open_clip-2.23.0
+OLDEST := $(VENV)/open_clip-2.23.0
 test-oldest: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(OLDEST) open_clip_torch==2.23.0
 	PYTHONPATH=$(OLDEST) OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile \
