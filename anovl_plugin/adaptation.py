@@ -16,7 +16,7 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -209,17 +209,8 @@ class ResidualAdapter(Adaptation):
         return 0.5 * (tokens + self.finish(hidden, text_bank))
 
 
-@dataclasses.dataclass
 class TextAdapter(ResidualAdapter):
-    """The adapter published for MVTec AD, which answers in prompts: a(u) = tanh(u Wᵀ + b) T, W (K, C), T (K, C).
-
-    Args:
-        steps: Steps of AdamW.
-        learning_rate: Its learning rate.
-        noise: Standard deviation of the noise on tokens.
-        seed: Seed of the initial weights and of the noise.
-        batch_size: Images tuned at once. Bounds the memory, changes no result.
-    """
+    """The adapter published for MVTec AD, which answers in prompts: a(u) = tanh(u Wᵀ + b) T, W (K, C), T (K, C)."""
 
     def outputs(self, text_bank: TextBank) -> int:
         """Give K."""
@@ -230,17 +221,8 @@ class TextAdapter(ResidualAdapter):
         return hidden.tanh() @ text_bank.prompts
 
 
-@dataclasses.dataclass
 class LinearAdapter(ResidualAdapter):
-    """The adapter published for VisA: a(u) = u Wᵀ + b, W (C, C).
-
-    Args:
-        steps: Steps of AdamW.
-        learning_rate: Its learning rate.
-        noise: Standard deviation of the noise on tokens.
-        seed: Seed of the initial weights and of the noise.
-        batch_size: Images tuned at once. Bounds the memory, changes no result.
-    """
+    """The adapter published for VisA: a(u) = u Wᵀ + b, W (C, C)."""
 
     def outputs(self, text_bank: TextBank) -> int:
         """Give C."""
@@ -306,14 +288,12 @@ def adaptation_config(adaptation: Adaptation | None) -> dict[str, Any] | None:
 
 
 def _find(path: str) -> type[Adaptation] | None:
-    module, _, name = path.rpartition(".")
-    if module:
-        try:
-            kind = getattr(import_module(module), name, None)
-        except (ImportError, TypeError):
-            return None
-    else:
-        kind = {kind.__name__: kind for kind in _subclasses(Adaptation)}.get(name)
+    if "." not in path:
+        return {kind.__name__: kind for kind in _subclasses(Adaptation)}.get(path)
+    try:
+        kind = resolve_name(path)
+    except (ImportError, AttributeError, ValueError):
+        return None
     return kind if isinstance(kind, type) and issubclass(kind, Adaptation) else None
 
 

@@ -52,4 +52,5 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         for name, reason in missing.items():
             if name in item.keywords:
+                # A CUDA device or the hub cannot be had everywhere; the marker's own reason is shown by `pytest -rs`.
                 item.add_marker(pytest.mark.skip(reason=reason))

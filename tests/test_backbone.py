@@ -25,7 +25,9 @@ from tests.conftest import ARCHITECTURES, TINY
 
 OPENAI = (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
 VERSION = tuple(int(part) for part in open_clip_version.split(".")[:2])
+# local-dir: came with open_clip 3.0; only `make test-oldest` runs an older one.
 HAS_LOCAL_DIR = pytest.mark.skipif(VERSION < (3, 0), reason="open_clip reads local-dir: from 3.0 on")
+# Before, open_clip's list of weights had no quick_gelu to compare with; only `make test-oldest` runs such a one.
 KNOWS_ACTIVATIONS = pytest.mark.skipif(
     "quick_gelu" not in open_clip.get_pretrained_cfg("ViT-B-16", "openai"),
     reason="this open_clip does not say which activation weights were trained with",
