@@ -1,5 +1,6 @@
 """AnoVL as an anomalib model: ``anomalib test --model AnoVL``."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize
 from anovl_plugin.adaptation import Adaptation, adaptation_config, read_adaptation
 from anovl_plugin.backbone import DEFAULT_BACKBONE, DEFAULT_PRETRAINED
 from anovl_plugin.post_processor import ZeroShotPostProcessor
+from anovl_plugin.pre_processor import ExactPreProcessor
 from anovl_plugin.prompts import Domain
 from anovl_plugin.registration import register
+from anovl_plugin.tiles import short_side
 from anovl_plugin.torch_model import AnoVLModel, ImageScore
 from anovl_plugin.views import Views
 
@@ -47,6 +50,9 @@ class AnoVL(AnomalibModule):
             the highest hundredth.
         adaptation: What adapts each image's patch tokens at test time, and so its map: nothing if not given,
             ``TextAdapter`` (the paper's for MVTec AD), ``LinearAdapter`` (for VisA), or the class path of your own.
+        tiling: How many square tiles of the CLIP's size cover the short side of an image, for large images and small
+            defects: 1 is the published procedure for VisA, 2 and more see finer; the long side takes as many more as
+            it needs. If not given, an image is resized to one tile, whatever its shape.
         self_contained: Keep CLIP's image tower in checkpoints, which then take hundreds of MB. If not, a checkpoint
             holds the text bank, the settings and thresholds, and the tower comes from where it came before.
         pre_processor: Resizes and normalises images. ``True`` for what the CLIP needs.
@@ -75,6 +81,7 @@ class AnoVL(AnomalibModule):
         image_score: ImageScore = "global",
         top_fraction: float = 0.0,
         adaptation: Adaptation | None = None,
+        tiling: int | None = None,
         self_contained: bool = False,
         pre_processor: nn.Module | bool = True,
         post_processor: nn.Module | bool = True,
@@ -97,6 +104,7 @@ class AnoVL(AnomalibModule):
             image_score=image_score,
             top_fraction=top_fraction,
             adaptation=adapter,
+            tiling=tiling,
         )
         self.pre_processor = self._resolve_component(pre_processor, nn.Module, self.configure_pre_processor)
         self.self_contained = self_contained
@@ -114,14 +122,16 @@ class AnoVL(AnomalibModule):
         return {}
 
     def configure_pre_processor(self, image_size: tuple[int, int] | None = None) -> PreProcessor:
-        """Resize to the model's size, bilinear, and normalise as the CLIP expects.
+        """Resize to the model's size, or the short side to that of its tiles, bilinear, and normalise as the CLIP does.
 
         Args:
             image_size: height and width in pixels, the model's own if not given.
         """
         size = list(image_size or self.model.image_size)
+        if image_size is None and self.model.tiling is not None:
+            size = [short_side(size[0], self.model.tiling)]
         normalize = Normalize(mean=list(self.model.mean), std=list(self.model.std))
-        return PreProcessor(transform=Compose([Resize(size, antialias=True), normalize]))
+        return ExactPreProcessor(Compose([Resize(size, antialias=True), normalize]))
 
     def configure_post_processor(self) -> PostProcessor:
         """Start from thresholds of 0.5 and let validation data adapt them."""
@@ -175,26 +185,56 @@ class AnoVL(AnomalibModule):
         self.prepare_text_bank()
         return super().to_torch(*args, **kwargs)
 
-    def to_onnx(self, *args: Any, **kwargs: Any) -> Path:
+    def to_onnx(
+        self,
+        export_root: Path | str,
+        model_file_name: str = "model",
+        input_size: tuple[int, int] | None = None,
+        **kwargs: Any,
+    ) -> Path:
         """Export as anomalib does, with the text bank inside.
 
+        Args:
+            export_root: folder to write to.
+            model_file_name: name of the file, without its ending.
+            input_size: height and width of the images that the exported model takes, in pixels; any if not given.
+            **kwargs: passed on to ``torch.onnx.export``.
+
         Raises:
-            ValueError: if the model adapts at test time, which a graph cannot do.
+            ValueError: if the model adapts at test time, which a graph cannot do, or has tiles, and no input size.
         """
-        self._refuse_adaptation()
+        self._check_export(input_size)
         self.prepare_text_bank()
         # anomalib's default is older than what torch can write, and the conversion down to it fails.
         kwargs.setdefault("opset_version", 18)
-        return super().to_onnx(*args, **kwargs)
+        return super().to_onnx(export_root, model_file_name, input_size, **kwargs)
 
-    def to_openvino(self, *args: Any, **kwargs: Any) -> Path:
+    def to_openvino(
+        self,
+        export_root: Path | str,
+        model_file_name: str = "model",
+        input_size: tuple[int, int] | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Path:
         """Export as anomalib does, with the text bank inside.
 
+        Args:
+            export_root: folder to write to.
+            model_file_name: name of the files, without their ending.
+            input_size: height and width of the images that the exported model takes, in pixels; any if not given.
+            *args: anomalib's further settings.
+            **kwargs: anomalib's further settings.
+
         Raises:
-            ValueError: if the model adapts at test time, which a graph cannot do.
+            ValueError: as :meth:`to_onnx`.
+            ModuleNotFoundError: if OpenVINO is not installed.
         """
-        self._refuse_adaptation()
-        return super().to_openvino(*args, **kwargs)
+        self._check_export(input_size)
+        if find_spec("openvino") is None:
+            msg = "exporting to OpenVINO needs openvino, which is not installed: pip install 'anomalib[openvino]'"
+            raise ModuleNotFoundError(msg, name="openvino")
+        return super().to_openvino(export_root, model_file_name, input_size, *args, **kwargs)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note which class and which image tower the text bank belongs to, and leave the tower out."""
@@ -232,11 +272,17 @@ class AnoVL(AnomalibModule):
         checkpoint["state_dict"] = own | checkpoint["state_dict"]
         self.model.adopt_text_bank(**checkpoint["anovl_text_bank"])
 
-    def _refuse_adaptation(self) -> None:
+    def _check_export(self, input_size: tuple[int, int] | None) -> None:
         if self.model.adaptation is not None:
             msg = (
                 f"a graph cannot hold the adaptation {type(self.model.adaptation).__name__}; "
                 "export the training-free model, without adaptation (--model.adaptation null), or as torch"
+            )
+            raise ValueError(msg)
+        if self.model.tiling is not None and input_size is None:
+            msg = (
+                "a graph needs to know how many tiles there are, and input_size is not given; "
+                "give the height and width of your images (--input_size [1536,2048]), or export as torch"
             )
             raise ValueError(msg)
 

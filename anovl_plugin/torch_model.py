@@ -4,6 +4,7 @@ from typing import Literal, get_args
 
 import torch
 from anomalib.data import InferenceBatch
+from anomalib.data.utils.tiler import Tiler
 from torch import Tensor, nn
 
 from anovl_plugin.adaptation import Adaptation, adapt_tokens, read_adaptation
@@ -11,7 +12,8 @@ from anovl_plugin.backbone import DEFAULT_BACKBONE, DEFAULT_PRETRAINED, fingerpr
 from anovl_plugin.prompts import Domain, prompt_ensemble, resolve_domain
 from anovl_plugin.scores import abnormality_margin, check_fraction, map_score, margin_map, spread
 from anovl_plugin.text_bank import TextBank, TextTower
-from anovl_plugin.value_attention import image_forward, value_wise_forward
+from anovl_plugin.tiles import BATCH_SIZE, check_tiling, make_tiler
+from anovl_plugin.value_attention import VisionTokens, image_forward, value_wise_forward
 from anovl_plugin.views import Views, read_views, same, sum_over_views
 
 ImageScore = Literal["global", "map", "both"]
@@ -35,6 +37,8 @@ class AnoVLModel(nn.Module):
             or ``"both"``, the mean of the two.
         top_fraction: how much of the map its score is the mean of, see :func:`anovl_plugin.scores.map_score`.
         adaptation: what adapts the patch tokens of an image before they are scored, if anything.
+        tiling: how many tiles of :attr:`image_size` the short side of the images holds; the long side is covered by
+            as many more as it takes, see :mod:`anovl_plugin.tiles`. ``None`` for images of that size, not cut.
 
     Attributes:
         visual: the image tower, frozen.
@@ -66,6 +70,7 @@ class AnoVLModel(nn.Module):
         image_score: ImageScore = "global",
         top_fraction: float = 0.0,
         adaptation: Adaptation | None = None,
+        tiling: int | None = None,
     ) -> None:
         super().__init__()
         resolve_domain(class_name or "object", domain)
@@ -85,6 +90,8 @@ class AnoVLModel(nn.Module):
         self.visual = loaded.visual
         self.fingerprint = fingerprint(loaded.visual)
         self.image_size, self.mean, self.std = loaded.image_size, loaded.mean, loaded.std
+        check_tiling(tiling, self.image_size)
+        self.tiling = tiling
         self.score_unit = 1 / float(loaded.clip.logit_scale.exp())
         num_prompts = sum(map(len, prompt_ensemble("object")))
         self.text_bank = TextBank(loaded.visual.output_dim, num_prompts)
@@ -124,10 +131,12 @@ class AnoVLModel(nn.Module):
 
         Args:
             images: resized to :attr:`image_size` and normalised with :attr:`mean` and :attr:`std`, shape (B, 3, H, W).
+                With tiles of any size that is no smaller.
 
         Returns:
             ``pred_score`` (B,) and ``anomaly_map`` (B, 1, H, W), float32 probabilities in (0, 1); 0.5 is where
-            "normal" and "abnormal" are equally likely.
+            "normal" and "abnormal" are equally likely. With tiles the map is averaged where they overlap, and an
+            image's global score is the mean over its tiles.
 
         Raises:
             RuntimeError: if no class has been set up.
@@ -136,32 +145,51 @@ class AnoVLModel(nn.Module):
         if self.class_name is None:
             msg = "the model has no text bank yet; give class_name or call setup(class_name) first"
             raise RuntimeError(msg)
-        if tuple(images.shape[-2:]) != self.image_size:
-            msg = f"images are {tuple(images.shape[-2:])} pixels, but the model takes {self.image_size}; resize them"
-            raise ValueError(msg)
+        tiler = self._make_tiler(images)
         with torch.no_grad():
             # A trainer of another precision moves the tower to it, but not always the images.
-            images = images.to(self.visual.conv1.weight.dtype)
-            tokens = value_wise_forward(self.visual, images)
-            anomaly_map = self._map_margins(tokens.local)
-            score = self._image_margins(images, tokens.image, anomaly_map)
+            dtype = self.visual.conv1.weight.dtype
+            tiles = (tiler.tile(images) if tiler else images).to(dtype)
+            number = tiler.num_patches_h * tiler.num_patches_w if tiler else 1
+            tokens = self._look(tiles)
+            tile_maps = self._map_margins(tokens.local, number)
+            anomaly_map = tiler.untile(tile_maps) if tiler else tile_maps
+            score = self._image_margins(tiles, tokens.image, anomaly_map)
         return InferenceBatch(
             pred_score=spread(score, self.score_unit),
             anomaly_map=spread(anomaly_map, self.score_unit),
         )
 
-    def _map_margins(self, local: Tensor) -> Tensor:
+    def _make_tiler(self, images: Tensor) -> Tiler | None:
+        size = tuple(images.shape[-2:])
+        if self.tiling is not None:
+            return make_tiler(size, self.image_size[0])
+        if size != self.image_size:
+            msg = f"images are {size} pixels, but the model takes {self.image_size}; resize them"
+            raise ValueError(msg)
+        return None
+
+    def _look(self, tiles: Tensor) -> VisionTokens:
+        # The graph of an exported model takes batches of any size, so it must not depend on this one's.
+        if self.tiling is None or torch.compiler.is_compiling():
+            return value_wise_forward(self.visual, tiles)
+        parts = [value_wise_forward(self.visual, part) for part in tiles.split(BATCH_SIZE)]
+        return VisionTokens(*map(torch.cat, zip(*parts, strict=True)))
+
+    def _map_margins(self, local: Tensor, number: int) -> Tensor:
         if self.adaptation is not None:
-            local = adapt_tokens(self.adaptation, local, self.text_bank)
+            # All tiles of an image are adapted to together.
+            whole = local.unflatten(0, (-1, number)).flatten(1, 2)
+            local = adapt_tokens(self.adaptation, whole, self.text_bank).view_as(local)
         margins = abnormality_margin(local, self.text_bank.states)
         return margin_map(margins, self.visual.grid_size, self.image_size)
 
-    def _image_margins(self, images: Tensor, token: Tensor, anomaly_map: Tensor) -> Tensor:
+    def _image_margins(self, tiles: Tensor, token: Tensor, anomaly_map: Tensor) -> Tensor:
         if self.image_score == "map":
             return map_score(anomaly_map, self.top_fraction)
-        others = sum_over_views(self._view_margins, images, self.other_views)
+        others = sum_over_views(self._view_margins, tiles, self.other_views)
         itself = abnormality_margin(token, self.text_bank.states) * (self.num_views - len(self.other_views))
-        margins = (itself + others) / self.num_views
+        margins = ((itself + others) / self.num_views).view(anomaly_map.shape[0], -1).mean(1)
         if self.image_score == "both":
             return (margins + map_score(anomaly_map, self.top_fraction)) / 2
         return margins

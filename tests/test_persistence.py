@@ -64,6 +64,7 @@ def test_checkpoint_holds_plain_data(run, weights_of):
         "image_score": "global",
         "top_fraction": 0.0,
         "adaptation": None,
+        "tiling": None,
         "self_contained": False,
     }
     assert saved["anovl_text_bank"] == {"class_name": "bottle", "domain": "auto"}
