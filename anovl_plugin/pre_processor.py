@@ -95,7 +95,9 @@ def exportable(transform: Transform | None) -> nn.Module | None:
     """
     if isinstance(transform, Compose):
         return Compose([exportable(part) for part in transform.transforms])
-    usual = isinstance(transform, Resize) and transform.interpolation is InterpolationMode.BILINEAR
+    # The mode is a number, a word or a constant, whichever was given.
+    bilinear = (InterpolationMode.BILINEAR, InterpolationMode.BILINEAR.value, 2)
+    usual = isinstance(transform, Resize) and transform.interpolation in bilinear
     if usual and transform.antialias and transform.size is not None and transform.max_size is None:
         return MatrixResize(transform)
     return get_exportable_transform(transform)
