@@ -1,4 +1,4 @@
-"""What outlives a run: checkpoints, exports, copies and pickles."""
+"""What outlives a run: checkpoints, copies and pickles."""
 
 import copy
 import pickle
@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from anomalib.deploy import TorchInferencer
 from anomalib.pre_processing import PreProcessor
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
@@ -167,44 +166,3 @@ def test_copies(ready, clone, make):
     other.model.setup("nut")
     assert model.model.class_name == "bolt"
     assert not torch.equal(other(images).anomaly_map, model(images).anomaly_map)
-
-
-def test_torch_export(run, tmp_path):
-    path = quiet_engine(tmp_path).export(run.model, "torch", tmp_path)
-    exported = torch.load(path, weights_only=False)["model"]
-    assert exported.model._text_tower == ()
-    # The text tower's vocabulary alone would take 6 MB.
-    assert path.stat().st_size < 1_000_000
-    images = torch.rand(2, 3, 44, 50)
-    for one, other in zip(exported(images), run.model.eval()(images), strict=True):
-        assert_close(one, other, rtol=0, atol=0)
-
-
-def test_torch_export_before_any_run(make, tmp_path):
-    model = make(class_name="bolt")
-    exported = torch.load(model.to_torch(tmp_path), weights_only=False)["model"]
-    assert exported.model.class_name == "bolt"
-    assert exported.model._text_tower == ()
-
-
-def test_torch_inferencer(run, monkeypatch, tmp_path):
-    monkeypatch.setenv("TRUST_REMOTE_CODE", "1")
-    inferencer = TorchInferencer(run.model.to_torch(tmp_path), device="cpu")
-    found = inferencer.predict(next(run.bare.iterdir()))
-    assert 0 <= found.pred_score.item() <= 1
-    assert found.anomaly_map.shape[-2:] == (32, 32)
-
-
-def test_onnx_export(run, tmp_path):
-    runtime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
-    path = run.model.to_onnx(tmp_path, input_size=(32, 32))
-    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    assert set(names) == {"pred_score", "pred_label", "anomaly_map", "pred_mask"}
-    for count in (1, 3):
-        images = torch.rand(count, 3, 32, 32)
-        found = dict(zip(names, session.run(None, {session.get_inputs()[0].name: images.numpy()}), strict=True))
-        expected = run.model.eval()(images)
-        for name in ("pred_score", "anomaly_map"):
-            assert_close(torch.from_numpy(found[name]), getattr(expected, name), rtol=0, atol=1e-4)
