@@ -80,7 +80,7 @@ def adapt_tokens(adaptation: Adaptation, tokens: Tensor, text_bank: TextBank) ->
     Raises:
         ValueError: if the adaptation returns another shape.
     """
-    with torch.inference_mode(mode=False), torch.enable_grad(), torch.autocast(tokens.device.type, enabled=False):
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(tokens.device.type, enabled=False):
         # Copies, because what was made in inference mode cannot be kept for a backward pass.
         start, bank = tokens.detach().float().clone(), text_bank.copy()
         parts = [adaptation.adapt(part, bank).detach() for part in start.clone().split(adaptation.batch_size)]

@@ -11,12 +11,14 @@ from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
+from lightning.pytorch import Callback
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anovl_plugin.adaptation import Adaptation, adaptation_config, read_adaptation
 from anovl_plugin.backbone import DEFAULT_BACKBONE, DEFAULT_PRETRAINED
+from anovl_plugin.distributed import EachImageOnce
 from anovl_plugin.post_processor import ZeroShotPostProcessor
 from anovl_plugin.pre_processor import ExactPreProcessor
 from anovl_plugin.prompts import Domain
@@ -120,6 +122,10 @@ class AnoVL(AnomalibModule):
     def trainer_arguments(self) -> dict[str, Any]:
         """The trainer runs as the user set it."""
         return {}
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Add to anomalib's callbacks the one that shares images out among processes."""
+        return [*super().configure_callbacks(), EachImageOnce()]
 
     def configure_pre_processor(self, image_size: tuple[int, int] | None = None) -> PreProcessor:
         """Resize to the model's size, or the short side to that of its tiles, bilinear, and normalise as the CLIP does.

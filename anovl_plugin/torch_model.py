@@ -14,7 +14,7 @@ from anovl_plugin.scores import abnormality_margin, check_fraction, map_score, m
 from anovl_plugin.text_bank import TextBank, TextTower
 from anovl_plugin.tiles import BATCH_SIZE, check_tiling, make_tiler
 from anovl_plugin.value_attention import VisionTokens, image_forward, value_wise_forward
-from anovl_plugin.views import Views, read_views, same, sum_over_views
+from anovl_plugin.views import Views, is_exporting, read_views, same, sum_over_views
 
 ImageScore = Literal["global", "map", "both"]
 
@@ -171,7 +171,7 @@ class AnoVLModel(nn.Module):
 
     def _look(self, tiles: Tensor) -> VisionTokens:
         # The graph of an exported model takes batches of any size, so it must not depend on this one's.
-        if self.tiling is None or torch.compiler.is_compiling():
+        if self.tiling is None or is_exporting():
             return value_wise_forward(self.visual, tiles)
         parts = [value_wise_forward(self.visual, part) for part in tiles.split(BATCH_SIZE)]
         return VisionTokens(*map(torch.cat, zip(*parts, strict=True)))

@@ -39,6 +39,8 @@ PAPER = (
 )
 
 _SAMPLING = {"mode": "bilinear", "padding_mode": "reflection", "align_corners": True}
+# Tells whether a graph for export is being traced; before torch 2.7 there was but one word for that and compiling.
+is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 # Images that go through the tower at once, whatever the number of views and the size of the batch.
 _BATCH_SIZE = 32
 
@@ -147,7 +149,7 @@ def sum_over_views(
     if not views or not number:
         return total
     # The graph of an exported model takes batches of any size, so it must not depend on this one's.
-    exporting = torch.compiler.is_compiling()
+    exporting = is_exporting()
     stacked = 1 if exporting else max(1, batch_size // number)
     for start in range(0, len(views), stacked):
         with torch.autocast(images.device.type, enabled=False):
