@@ -1,5 +1,6 @@
 """AnoVL as an anomalib model: ``anomalib test --model AnoVL``."""
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,7 @@ class AnoVL(AnomalibModule):
     ) -> None:
         if isinstance(pretrained, Path):
             pretrained = str(pretrained)
+        image_views, image_size = plain(image_views), plain(image_size)
         adapter = read_adaptation(adaptation)
         # Hyper-parameters are taken from these names, and must be plain data.
         adaptation = adaptation_config(adapter)
@@ -300,6 +302,12 @@ class AnoVL(AnomalibModule):
         if datamodule is None:
             return self.model.class_name or FALLBACK_CLASS_NAME
         return getattr(datamodule, "category", None) or FALLBACK_CLASS_NAME
+
+
+def plain(value: object) -> object:
+    """Make a list of what anomalib's pipelines give as one of omegaconf's, and leave everything else."""
+    foreign = isinstance(value, Sequence) and not isinstance(value, str | list | tuple)
+    return list(value) if foreign else value
 
 
 register()

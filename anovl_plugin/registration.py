@@ -78,7 +78,8 @@ def register() -> None:
     try:
         from anovl_plugin.lightning_model import AnoVL
 
-        host.ALLOWED_MODULES.add(PLUGIN)
+        # anomalib looks a class path up in the module it names, and in no other.
+        host.ALLOWED_MODULES.update({PLUGIN, f"{PLUGIN}.benchmark"})
         host.AnoVL = AnoVL
         host.__all__ = sorted([*host.__all__, "AnoVL"])
     except Exception as error:  # noqa: BLE001 - whatever is wrong with the plugin, anomalib must go on

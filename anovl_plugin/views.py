@@ -119,7 +119,7 @@ def read_views(views: Views | Sequence[str]) -> tuple[View, ...]:
         (22, 2)
     """
     chosen = {"single": SINGLE, "paper": PAPER}.get(views) if isinstance(views, str) else views
-    chosen = chosen if isinstance(chosen, list | tuple) else None
+    chosen = chosen if isinstance(chosen, Sequence) and not isinstance(chosen, str) else None
     if chosen is None:
         msg = f"image_views is {views!r}, but must be single, paper or a list such as [image, flip, rotate 22.5]"
         raise ValueError(msg)

@@ -29,7 +29,8 @@ PROGRAMS = sorted(
     {name for page in PAGES for name in re.findall(r"`(python -m anovl_plugin\.[\w.]+)", page.read_text())}
 )
 # What is shipped suffices for these, so they are run; of the others it is seen that anomalib understands them.
-OF_ANOMALIB = [command for command in COMMANDS if command.startswith("anomalib ")]
+OF_BENCHMARK = [command for command in COMMANDS if command.startswith("anomalib benchmark ")]
+OF_ANOMALIB = [command for command in COMMANDS if command.startswith("anomalib ") and command not in OF_BENCHMARK]
 RUN = [command for command in OF_ANOMALIB if "anovl-demo" in command or "configs/demo" in command]
 
 
@@ -62,6 +63,12 @@ def test_anomalib_understands_the_command(command, folder):
     done = run([*shlex.split(command), "--print_config"], folder)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "anovl_plugin.AnoVL" in done.stdout
+
+
+@pytest.mark.parametrize("command", OF_BENCHMARK)
+def test_benchmarks_have_their_file(command):
+    # They read no other arguments; tests/test_benchmark.py runs them.
+    assert (ROOT / command.removeprefix("anomalib benchmark --config ")).is_file()
 
 
 @pytest.mark.parametrize("command", RUN)

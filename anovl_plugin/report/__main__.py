@@ -1,0 +1,56 @@
+"""Report on what ``anomalib benchmark`` measured: ``python -m anovl_plugin.report RESULTS.csv [MORE.csv …] --out DIR``.
+
+Prints a table for each metric of each data set, a row a category and a column a model. With ``--out`` the tables are
+also written as Markdown and CSV, and two plots as PNG. Several files are merged; where a model was measured on a
+category more than once, the newest result counts.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+from rich.text import Text
+
+from anovl_plugin.report.plots import write_plots
+from anovl_plugin.report.results import ReportError, read_results
+from anovl_plugin.report.tables import NOTE, make_grids, print_grid, write_tables
+
+
+def report(name: str, results: pd.DataFrame, folder: Path | None, console: Console) -> None:
+    """Print the tables of a data set, and write them and its plots if there is a folder for them."""
+    console.rule(Text(name))
+    grids = list(make_grids(results))
+    for grid in grids:
+        print_grid(grid, console)
+    if any(grid.incomplete for grid in grids):
+        console.print(NOTE, highlight=False)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        stem = re.sub(r"\W+", "-", name)
+        for path in (*write_tables(stem, results, folder), *write_plots(stem, results, folder)):
+            # Not through rich, which would break a long path in two.
+            print(path)  # noqa: T201
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Read the command line, report, and give the exit status: 2 if a file cannot be reported on."""
+    parser = argparse.ArgumentParser(prog="python -m anovl_plugin.report", description=__doc__.splitlines()[0])
+    parser.add_argument("results", nargs="+", type=Path, metavar="RESULTS.csv", help="runs/benchmark/TIME/results.csv")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write tables and plots to")
+    options = parser.parse_args(arguments)
+    try:
+        results = read_results(options.results)
+        for name, part in results.groupby("data", sort=False):
+            report(str(name), part, options.out, Console())
+    except (ReportError, OSError) as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,178 @@
+"""Reads the CSV files that anomalib's benchmark pipeline writes, and makes one set of results of them.
+
+A result belongs to a data set, a category of it and a model. Where several do, the newest counts: the time is the one
+in the name of the folder that the pipeline makes for each run (``runs/benchmark/2026-11-25-14_30_00/results.csv``), or
+else the file's time of modification; within a file the later line is the newer.
+"""
+
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+
+class Measure(NamedTuple):
+    """Something that was measured.
+
+    Attributes:
+        column: its column in the CSV.
+        title: what to call it, with its unit.
+        percent: whether it is a fraction to be shown in percent.
+    """
+
+    column: str
+    title: str
+    percent: bool = True
+
+
+MEASURES = (
+    Measure("image_AUROC", "image AUROC [%]"),
+    Measure("image_F1Max", "image F1-max [%]"),
+    Measure("image_AUPR", "image AP [%]"),
+    Measure("pixel_AUROC", "pixel AUROC [%]"),
+    Measure("pixel_F1Max", "pixel F1-max [%]"),
+    Measure("pixel_AUPR", "pixel AP [%]"),
+    Measure("pixel_AUPRO", "pixel AUPRO [%]"),
+    Measure("seconds_per_image", "time [s/image]", percent=False),
+    Measure("setup_seconds", "set-up [s]", percent=False),
+)
+MISSING = "–"
+NEEDED = ("model.class_path", "data.class_path")
+_STAMP = re.compile(r"\d{4}-\d\d-\d\d-\d\d_\d\d_\d\d")
+
+
+class ReportError(Exception):
+    """A file cannot be reported on; the message says which and why, in one line."""
+
+
+def read_results(paths: Sequence[Path]) -> pd.DataFrame:
+    """Read and merge the results of several runs.
+
+    Args:
+        paths: CSV files that anomalib's benchmark pipeline wrote.
+
+    Returns:
+        A row for each data set, category and model, with the columns ``data``, ``category``, ``model`` and those of
+        :data:`MEASURES`, fractions as they are; NaN where nothing is known. In the order in which they first occur.
+
+    Raises:
+        ReportError: if a file cannot be read, is empty, or is no result of that pipeline.
+    """
+    runs = pd.concat([read_file(path) for path in paths], ignore_index=True)
+    runs["data"] = runs["data.class_path"].map(last_name)
+    runs["category"] = name_categories(runs)
+    runs["model"] = label_models(runs)
+    runs = runs.sort_values("time", kind="stable")
+    key = ["data", "category", "model"]
+    order = runs.index.to_series().groupby([runs[name] for name in key]).min()
+    runs = runs.drop_duplicates(key, keep="last").set_index(key).loc[order.sort_values().index].reset_index()
+    columns = [measure.column for measure in MEASURES]
+    return runs.reindex(columns=[*key, *columns]).astype(dict.fromkeys(columns, float))
+
+
+def read_file(path: Path) -> pd.DataFrame:
+    """Read a file, and note in the column ``time`` when its results were written."""
+    try:
+        runs = pd.read_csv(path, dtype=str)
+    except OSError as error:
+        msg = f"{path}: cannot be read ({error.strerror})"
+        raise ReportError(msg) from error
+    except pd.errors.EmptyDataError as error:
+        msg = f"{path}: is empty"
+        raise ReportError(msg) from error
+    except (pd.errors.ParserError, UnicodeDecodeError) as error:
+        msg = f"{path}: is no CSV file"
+        raise ReportError(msg) from error
+    missing = [column for column in NEEDED if column not in runs]
+    if missing or not any(measure.column in runs for measure in MEASURES):
+        absent = f"column {missing[0]}" if missing else "metric known here"
+        msg = f"{path}: is no result of anomalib's benchmark: no {absent}"
+        raise ReportError(msg)
+    if runs.empty:
+        msg = f"{path}: holds no results"
+        raise ReportError(msg)
+    for measure in MEASURES:
+        if measure.column in runs:
+            runs[measure.column] = to_numbers(path, runs[measure.column])
+    runs["time"] = time_of(path)
+    return runs
+
+
+def to_numbers(path: Path, column: pd.Series) -> pd.Series:
+    """Read a column as numbers, empty cells as NaN."""
+    try:
+        return pd.to_numeric(column)
+    except ValueError as error:
+        msg = f"{path}: column {column.name} holds something that is no number"
+        raise ReportError(msg) from error
+
+
+def time_of(path: Path) -> datetime:
+    """Tell when a file of results was written: by the name of its folder, else by its time of modification."""
+    if _STAMP.fullmatch(path.absolute().parent.name):
+        return datetime.strptime(path.absolute().parent.name, "%Y-%m-%d-%H_%M_%S")  # noqa: DTZ007 - local, as below
+    return datetime.fromtimestamp(path.stat().st_mtime)  # noqa: DTZ006 - the pipeline writes local time, too
+
+
+def last_name(class_path: str) -> str:
+    """Take the class's name from a class path.
+
+    Example:
+        >>> last_name("anovl_plugin.benchmark.BenchmarkWinClip")
+        'BenchmarkWinClip'
+    """
+    return str(class_path).rpartition(".")[2]
+
+
+def name_categories(runs: pd.DataFrame) -> pd.Series:
+    """Name what a row is about: the category of a data set, or the name that a folder was given."""
+    names = pd.Series("all", index=runs.index)
+    for column in ("data.init_args.name", "data.init_args.category"):
+        if column in runs:
+            names = runs[column].fillna(names)
+    return names.astype(str)
+
+
+def label_models(runs: pd.DataFrame) -> pd.Series:
+    """Name models by their class and by the settings in which runs of that class differ.
+
+    Settings that are not given are left out, so that the plain model keeps the plain name; those of a run are its
+    arguments, its seed and its accelerator.
+
+    Example:
+        >>> classes = ["anovl_plugin.benchmark.BenchmarkAnoVL"] * 2
+        >>> runs = pd.DataFrame({"model.class_path": classes, "model.init_args.adaptation": [None, "a.TextAdapter"]})
+        >>> label_models(runs).tolist()
+        ['AnoVL', 'AnoVL, TextAdapter']
+    """
+    kinds = runs["model.class_path"].map(last_name).str.removeprefix("Benchmark")
+    settings = [c for c in runs if c.startswith("model.init_args.") or c in {"seed", "accelerator"}]
+    labels = kinds.copy()
+    for kind, group in runs[settings].groupby(kinds):
+        # pandas writes whole numbers as 240.0 where some runs have none.
+        values = group.fillna("").astype(str).apply(lambda column: column.str.removesuffix(".0"))
+        values = values[[column for column in values if len(set(values[column])) > 1]]
+        named = [{c.removeprefix("model.init_args."): v for c, v in row.items()} for row in values.to_dict("records")]
+        parts = [describe(settings) for settings in named]
+        if len(set(parts)) < len(values.drop_duplicates()):
+            parts = [tuple(f"{name} {value or MISSING}" for name, value in settings.items()) for settings in named]
+        labels[group.index] = [", ".join([kind, *part]) for part in parts]
+    return labels
+
+
+def describe(settings: dict[str, str]) -> tuple[str, ...]:
+    """Put the settings that are given into words: the last name of a word or a class, else the setting's name as well.
+
+    Example:
+        >>> describe({"adaptation": "anovl_plugin.TextAdapter", "pre_trained": "False", "seed": "7", "domain": ""})
+        ('TextAdapter', 'pre_trained False', 'seed 7')
+    """
+    given = {name: value for name, value in settings.items() if value}
+    return tuple(last_name(v) if _speaks_for_itself(v) else f"{name} {v}" for name, v in given.items())
+
+
+def _speaks_for_itself(value: str) -> bool:
+    return value not in {"True", "False"} and all(part.isidentifier() for part in value.split("."))
