@@ -1,17 +1,14 @@
 """Speed and memory as ratios, measured side by side in one run: ``make bench``.
 
-Everything runs on the CPU with ViT-B-16-plus-240 and random weights, which cost what trained ones cost, at batch 8 in
-float32. Two things that are compared take turns, so that whatever else the machine does falls on both; the ratio is
-that of their medians. Memory is measured in a fresh process for each model.
+ViT-B-16-plus-240 with random weights, which cost what trained ones cost, at batch 8. Two things that are compared take
+turns, so that whatever else the machine does falls on both; the ratio is that of their medians. Memory is measured in a
+fresh process for each model. Where there is a GPU, what computes on tensors alone is measured on it, in float32 and in
+half precision; the rest is the CPU's.
 """
 
 import argparse
 import logging
-import os
-import subprocess
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +19,9 @@ from unittest.mock import patch
 import open_clip
 import torch
 from anomalib.callbacks.timer import TimerCallback
+from anomalib.deploy import OpenVINOInferencer
 from anomalib.engine import Engine
+from anomalib.models.image.patchcore.torch_model import PatchcoreModel
 from anomalib.models.image.winclip.torch_model import WinClipModel
 from rich.console import Console
 from safetensors.torch import save_file
@@ -36,25 +35,39 @@ from anovl_plugin.backbone import DEFAULT_BACKBONE, load_backbone
 from anovl_plugin.demo import DemoSurfaces
 from anovl_plugin.prompts import prompt_ensemble
 from anovl_plugin.text_bank import TextTower
+from tests.growth import growth
+from tests.measuring import Line, Times, in_process, in_turns, most_megabytes, ratio
 
 BATCH = 8
+# MVTec AD's bottles: 209 images of 32 × 32 patches, of which Patchcore keeps a tenth.
+PATCHCORE_BANK = 209 * 32 * 32 // 10
 CLASS_NAME = "bottle"
 
 
-class Line(NamedTuple):
-    """One line of the result.
+class Setting(NamedTuple):
+    """What is measured on.
 
     Attributes:
-        what: what is divided by what.
-        ratio: the ratio.
-        goal: what it is meant to be.
-        note: the measured values behind it.
+        weights: file of the CLIP's weights.
+        rounds: how often each pair takes turns; slow pairs less often.
+        device: where to compute.
+        dtype: precision of towers and images.
     """
 
-    what: str
-    ratio: float
-    goal: str
-    note: str
+    weights: str
+    rounds: int
+    device: str
+    dtype: torch.dtype
+
+    def model(self, **options: object) -> AnoVLModel:
+        """Make a model with a text bank."""
+        model = AnoVLModel(pretrained=self.weights, class_name=CLASS_NAME, **options).eval().to(self.device)
+        model.visual.to(self.dtype)
+        return model
+
+    def images(self, count: int, size: int = 240) -> Tensor:
+        """Make images of noise."""
+        return torch.rand(count, 3, size, size, device=self.device, dtype=self.dtype)
 
 
 def write_weights(folder: Path) -> str:
@@ -76,57 +89,55 @@ def make_winclip() -> WinClipModel:
         return WinClipModel(CLASS_NAME).eval()
 
 
-def medians(first: Callable[[], object], second: Callable[[], object], rounds: int) -> tuple[float, float]:
-    """Time two calls in turns, each warmed up by torch's timer, and give the median seconds of both."""
-    timers = [Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads()) for call in (first, second)]
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for _ in range(rounds):
-        for timer, times in zip(timers, seconds, strict=True):
-            times.append(timer.timeit(1).mean)
-    return median(seconds[0]), median(seconds[1])
-
-
 @torch.inference_mode()
-def bench_forward(weights: str, rounds: int) -> Iterator[Line]:
+def bench_forward(setting: Setting) -> Iterator[Line]:
     """Compare the training-free map with plain image encoding, and WinClip with the training-free map."""
-    model = AnoVLModel(pretrained=weights, class_name=CLASS_NAME).eval()
-    images = torch.rand(BATCH, 3, *model.image_size)
-    ours, plain = medians(lambda: model(images), lambda: model.visual(images), rounds)
-    seconds = f"{ours / BATCH:.3f} s against {plain / BATCH:.3f} s an image"
-    yield Line("training-free map ÷ plain image encoding", ours / plain, "≤ 1.15", seconds)
-    winclip = make_winclip()
-    theirs, ours = medians(lambda: winclip(images), lambda: model(images), 1)
-    seconds = f"{theirs / BATCH:.2f} s against {ours / BATCH:.2f} s an image"
-    yield Line("WinClip ÷ training-free map", theirs / ours, "≥ 10", seconds)
+    model, images = setting.model(), setting.images(BATCH)
+    times = in_turns(lambda: model(images), lambda: model.visual(images), setting.rounds)
+    yield ratio("training-free map ÷ plain image encoding", times, BATCH, "≤ 1.15")
+    winclip = make_winclip().to(setting.device, setting.dtype)
+    times = in_turns(lambda: winclip(images), lambda: model(images), 1)
+    yield ratio("WinClip ÷ training-free map", times, BATCH, "≥ 10")
 
 
 @torch.inference_mode()
-def bench_prompts(weights: str, _: int) -> Iterator[Line]:
+def bench_patchcore(setting: Setting) -> Iterator[Line]:
+    """Compare Patchcore, with the memory bank of a real category's size, with the training-free map."""
+    patchcore = PatchcoreModel(layers=("layer2", "layer3"), backbone="wide_resnet50_2", pre_trained=False).eval()
+    width = 512 + 1024
+    patchcore.memory_bank = torch.rand(PATCHCORE_BANK, width)
+    patchcore = patchcore.to(setting.device, setting.dtype)
+    model, images, theirs = setting.model(), setting.images(BATCH), setting.images(BATCH, 256)
+    times = in_turns(lambda: patchcore(theirs), lambda: model(images), max(1, setting.rounds // 3))
+    yield ratio(f"Patchcore, {PATCHCORE_BANK:,} patches ÷ training-free map", times, BATCH)
+
+
+@torch.inference_mode()
+def bench_prompts(setting: Setting) -> Iterator[Line]:
     """Compare encoding all prompts in the context cut to the longest with encoding them in the whole one."""
-    loaded = load_backbone(DEFAULT_BACKBONE, weights)
-    tower = TextTower(loaded.clip, loaded.tokenizer)
+    loaded = load_backbone(DEFAULT_BACKBONE, setting.weights)
+    tower = TextTower(loaded.clip.to(setting.device), loaded.tokenizer)
     prompts = [sentence for state in prompt_ensemble(CLASS_NAME) for sentence in state]
-    cut, full = medians(lambda: tower.encode(prompts), lambda: tower.encode(prompts, cut_context=False), 1)
-    yield Line(f"{len(prompts)} prompts, cut context ÷ full", cut / full, "≤ 0.25", f"{cut:.1f} s against {full:.1f} s")
+    times = in_turns(lambda: tower.encode(prompts), lambda: tower.encode(prompts, cut_context=False), 1)
+    yield ratio("prompts, cut context ÷ full, each", times, len(prompts), "≤ 0.25")
 
 
 @torch.inference_mode()
-def bench_views(weights: str, _: int) -> Iterator[Line]:
+def bench_views(setting: Setting) -> Iterator[Line]:
     """Compare the image score over the paper's views, and the map with it, with plain image encoding."""
-    model = AnoVLModel(pretrained=weights, class_name=CLASS_NAME, image_views="paper").eval()
-    images = torch.rand(BATCH, 3, *model.image_size)
+    model, images = setting.model(image_views="paper"), setting.images(BATCH)
     count = model.num_views
     # As many plain passes as views, so that both sides last as long and average over the machine's moods alike.
-    ours, plain = medians(lambda: model(images), lambda: [model.visual(images) for _ in range(count)], 1)
-    seconds = f"{ours / BATCH:.2f} s against {count} × {plain / count / BATCH:.3f} s an image"
-    yield Line(f"{count} views and map ÷ plain image encoding", count * ours / plain, "≤ 22.5", seconds)
+    times = in_turns(lambda: model(images), lambda: [model.visual(images) for _ in range(count)], 1)
+    plain = Times(times.first, times.second / count, times.spread)
+    yield ratio(f"{count} views and map ÷ plain image encoding", plain, BATCH, "≤ 22.5")
 
 
 def adapt_naively(tokens: Tensor, bank: TextBank) -> Tensor:
     """Adapt image by image, as one would write it from the paper."""
     adapted = []
     for clean in tokens:
-        layer = nn.Linear(clean.shape[-1], len(bank.prompts))
+        layer = nn.Linear(clean.shape[-1], len(bank.prompts), device=clean.device)
         optimizer = torch.optim.AdamW(layer.parameters(), lr=1e-3)
 
         def adapter(x: Tensor, layer: nn.Linear = layer) -> Tensor:
@@ -146,26 +157,37 @@ def adapt_naively(tokens: Tensor, bank: TextBank) -> Tensor:
     return torch.stack(adapted)
 
 
-def bench_adaptation(weights: str, rounds: int) -> Iterator[Line]:
+def bench_adaptation(setting: Setting) -> Iterator[Line]:
     """Compare the text adapter with plain image encoding, and with a loop over images."""
-    model = AnoVLModel(pretrained=weights, class_name=CLASS_NAME).eval()
-    images = torch.rand(2 * BATCH, 3, *model.image_size)
+    model, images = setting.model(), setting.images(2 * BATCH)
     adapter, count, bank = TextAdapter(), len(images), model.text_bank
     with torch.no_grad():
-        tokens = value_wise_forward(model.visual, images).local
+        tokens = value_wise_forward(model.visual, images).local.float()
 
     @torch.no_grad()
     def encode() -> Tensor:
         return model.visual(images)
 
-    ours, plain = medians(lambda: adapt_tokens(adapter, tokens, bank), encode, max(1, rounds // 3))
-    seconds = f"{ours / count:.3f} s against {plain / count:.3f} s an image"
-    yield Line("text adapter ÷ plain image encoding", ours / plain, "≤ 0.35", seconds)
-    naive, ours = medians(
-        lambda: adapt_naively(tokens, bank), lambda: adapt_tokens(adapter, tokens, bank), max(1, rounds // 2)
+    times = in_turns(lambda: adapt_tokens(adapter, tokens, bank), encode, max(1, setting.rounds // 3))
+    yield ratio("text adapter ÷ plain image encoding", times, count, "≤ 0.35")
+    times = in_turns(
+        lambda: adapt_naively(tokens, bank), lambda: adapt_tokens(adapter, tokens, bank), max(1, setting.rounds // 2)
     )
-    seconds = f"{naive / count:.3f} s against {ours / count:.3f} s an image"
-    yield Line(f"adapting image by image ÷ ours, batch {count}", naive / ours, "≥ 1.2", seconds)
+    goal = "≥ 10" if setting.device == "cuda" else "≥ 1.2"
+    yield ratio(f"adapting image by image ÷ ours, batch {count}", times, count, goal)
+
+
+@torch.inference_mode()
+def bench_openvino(setting: Setting) -> Iterator[Line]:
+    """Compare the exported model on OpenVINO with the same model in eager torch, on the CPU."""
+    model = AnoVL(pretrained=setting.weights, class_name=CLASS_NAME).eval()
+    path = model.to_openvino(Path(setting.weights).parent, input_size=model.model.image_size)
+    inferencer = OpenVINOInferencer(path, device="CPU")
+    images = torch.rand(BATCH, 3, *model.model.image_size)
+    exported = inferencer.model(images.numpy())
+    torch.testing.assert_close(torch.from_numpy(exported["anomaly_map"]), model(images).anomaly_map, rtol=0, atol=1e-4)
+    times = in_turns(lambda: inferencer.model(images.numpy()), lambda: model(images), setting.rounds)
+    yield ratio("OpenVINO ÷ eager torch, CPU, same map", times, BATCH, "≤ 0.8")
 
 
 class TestStage(TimerCallback):
@@ -179,29 +201,21 @@ class TestStage(TimerCallback):
         super().on_test_end(*args, **kwargs)
 
 
-def bench_test_stage(weights: str, _: int) -> Iterator[Line]:
+def bench_test_stage(setting: Setting) -> Iterator[Line]:
     """Compare images a second in the test stage of ``anomalib test`` with those of the bare forward pass."""
     stage = TestStage()
-    model = AnoVL(pretrained=weights, class_name=CLASS_NAME)
+    model = AnoVL(pretrained=setting.weights, class_name=CLASS_NAME)
     data = DemoSurfaces(eval_batch_size=BATCH)
-    folder = Path(weights).parent
+    folder = Path(setting.weights).parent
     Engine(accelerator="cpu", default_root_dir=folder, callbacks=[stage]).test(model, datamodule=data, verbose=False)
-    count = len(data.test_data)
     images = torch.rand(BATCH, 3, *model.model.image_size)
     with torch.inference_mode():
         threads = torch.get_num_threads()
         timer = Timer("model(images)", globals={"model": model.model, "images": images}, num_threads=threads)
         bare = median(timer.timeit(1).mean for _ in range(5)) / BATCH
-    whole = stage.seconds / count
-    yield Line(
-        "test stage ÷ bare forward, images a second", bare / whole, "≥ 0.85", f"{whole:.3f} s against {bare:.3f} s"
-    )
-
-
-def resident_megabytes() -> float:
-    """Read how much memory this process holds, as Linux tells it."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+    whole = stage.seconds / len(data.test_data)
+    note = f"{whole:.3f} s against {bare:.3f} s an image"
+    yield Line("test stage ÷ bare forward, images a second", bare / whole, "≥ 0.85", note)
 
 
 def print_memory(kind: str, weights: str, batch: int) -> None:
@@ -212,37 +226,16 @@ def print_memory(kind: str, weights: str, batch: int) -> None:
         if kind == "winclip"
         else AnoVLModel(pretrained=weights, class_name=CLASS_NAME, adaptation=adaptation)
     )
-    images, highest, done = torch.rand(batch, 3, 240, 240), [0.0], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.01):
-            highest[0] = max(highest[0], resident_megabytes())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
+    images = torch.rand(batch, 3, 240, 240)
     with torch.inference_mode():
-        model(images)
-    done.set()
-    watcher.join()
-    print(highest[0])  # noqa: T201 - the parent process reads it
+        print(most_megabytes(lambda: model(images)))  # noqa: T201 - the parent process reads it
 
 
-def bench_memory(weights: str, _: int) -> Iterator[Line]:
+def bench_memory(setting: Setting) -> Iterator[Line]:
     """Compare the memory of models, each in a process of its own."""
 
     def run(kind: str, batch: int = BATCH) -> float:
-        command = [
-            sys.executable,
-            "-m",
-            "tests.benchmarks",
-            "--memory",
-            kind,
-            "--weights",
-            weights,
-            "--batch",
-            str(batch),
-        ]
-        return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+        return in_process("tests.benchmarks", "--memory", kind, "--weights", setting.weights, "--batch", batch)[-1]
 
     ours, theirs = run("anovl"), run("winclip")
     yield Line(
@@ -254,21 +247,31 @@ def bench_memory(weights: str, _: int) -> Iterator[Line]:
     yield Line("text adapter's memory, MB an image", (adapted - free) / count, "≤ 16", megabytes)
 
 
-PARTS = {
+# Parts that compute on tensors alone, and so run on a GPU as well.
+ON_TENSORS = {
     "forward": bench_forward,
     "views": bench_views,
     "adaptation": bench_adaptation,
-    "test": bench_test_stage,
-    "memory": bench_memory,
+    "patchcore": bench_patchcore,
     "prompts": bench_prompts,
 }
+ON_CPU = {"test": bench_test_stage, "memory": bench_memory, "openvino": bench_openvino}
+GROWTH = "growth"
+
+
+def print_lines(console: Console, lines: Iterator[Line]) -> None:
+    """Print lines as they come."""
+    for line in lines:
+        goal = f"goal {line.goal}" if line.goal else ""
+        console.print(f"{line.what:<48}{line.ratio:>8.3f}   {goal:<14}{line.note}")
 
 
 def main() -> None:
     """Measure everything and print one table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parts = [*ON_TENSORS, *ON_CPU, GROWTH]
     parser.add_argument("--rounds", type=int, default=9, help="how often each pair takes turns; slow pairs less often")
-    parser.add_argument("--only", choices=PARTS, nargs="+", default=list(PARTS), help="what to measure")
+    parser.add_argument("--only", choices=parts, nargs="+", default=parts, help="what to measure")
     parser.add_argument("--memory", choices=["anovl", "adapted", "winclip"], help=argparse.SUPPRESS)
     parser.add_argument("--batch", type=int, default=BATCH, help=argparse.SUPPRESS)
     parser.add_argument("--weights", help=argparse.SUPPRESS)
@@ -277,13 +280,24 @@ def main() -> None:
     if args.memory:
         print_memory(args.memory, args.weights, args.batch)
         return
-    console = Console(width=120)
-    console.print(f"{DEFAULT_BACKBONE}, batch {BATCH}, float32, CPU, {torch.get_num_threads()} threads")
+    console = Console(width=130)
     with tempfile.TemporaryDirectory() as name:
         weights = write_weights(Path(name))
-        for part in args.only:
-            for line in PARTS[part](weights, args.rounds):
-                console.print(f"{line.what:<44}{line.ratio:>8.3f}   goal {line.goal:<8}{line.note}")
+        for device, dtype in settings():
+            console.rule(f"{DEFAULT_BACKBONE}, batch {BATCH}, {dtype}, {device}, {torch.get_num_threads()} threads")
+            setting = Setting(weights, args.rounds, device, dtype)
+            for part, bench in ({**ON_TENSORS, **ON_CPU} if device == "cpu" else ON_TENSORS).items():
+                if part in args.only:
+                    print_lines(console, bench(setting))
+        if GROWTH in args.only:
+            console.rule("Growth: time an image, memory of a process")
+            print_lines(console, growth(weights))
+
+
+def settings() -> list[tuple[str, torch.dtype]]:
+    """List devices and precisions to measure on."""
+    on_gpu = [("cuda", torch.float32), ("cuda", torch.float16)] if torch.cuda.is_available() else []
+    return [("cpu", torch.float32), *on_gpu]
 
 
 if __name__ == "__main__":
