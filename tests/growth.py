@@ -145,9 +145,9 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    "batch": Kind(of_batch, (1, 2, 4, 8, 16, 32, 64), "batch {} ÷ batch 8", 3),
-    "size": Kind(of_size, (240, 480, 720, 960), "image size {0} × {0} ÷ 240 × 240", 5),
-    "tiles": Kind(of_tiles, (1, 2, 4), "a 4:3 image with tiling {} ÷ without", 5),
+    "batch": Kind(of_batch, (1, 4, 16, 64), "batch {} ÷ batch 8", 1),
+    "size": Kind(of_size, (240, 480, 720, 960), "image size {0} × {0} ÷ 240 × 240", 2),
+    "tiles": Kind(of_tiles, (1, 2, 4), "a 4:3 image with tiling {} ÷ without", 2),
     "prompts": Kind(of_prompts, (10, 100, 1000, 4000), "encoding {} prompts ÷ 924, each", 1),
     "adapter": Kind(of_adapter, (10, 100, 1000, 4000), "text adapter, {} prompts ÷ 924", 3),
     "images": Kind(of_images, (100, 1000, 10_000), "anovl-demo, predict {} images ÷ 100", 1),

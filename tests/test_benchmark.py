@@ -153,7 +153,9 @@ def test_report_gives_what_scikit_learn_computes_from_the_predictions(results, i
         pixels, masks = model.pre_processor.transform(batch.image, batch.gt_mask)
         result = model.model(pixels)
         seen.append((result.pred_score, batch.gt_label, result.anomaly_map, masks))
-    score, label, maps, masks = (torch.cat([part.as_subclass(Tensor) for part in column]) for column in zip(*seen))  # noqa: B905
+    score, label, maps, masks = (
+        torch.cat([part.as_subclass(Tensor) for part in column]) for column in zip(*seen, strict=True)
+    )
     titles = {"AUROC": "AUROC", "F1Max": "F1-max", "AUPR": "AP"}
     for what, expected in (
         ("image", scikit_learn_metrics(score, label)),
