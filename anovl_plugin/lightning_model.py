@@ -20,6 +20,7 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize
 from anovl_plugin.adaptation import Adaptation, adaptation_config, read_adaptation
 from anovl_plugin.backbone import DEFAULT_BACKBONE, DEFAULT_PRETRAINED
 from anovl_plugin.distributed import EachImageOnce
+from anovl_plugin.image_depth import warn_of_deep_images
 from anovl_plugin.post_processor import ZeroShotPostProcessor
 from anovl_plugin.pre_processor import ExactPreProcessor
 from anovl_plugin.prompts import Domain
@@ -163,6 +164,14 @@ class AnoVL(AnomalibModule):
     def on_predict_start(self) -> None:
         """Build the text bank, now that the model is on its device."""
         self.prepare_text_bank()
+
+    def on_validation_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Warn of images that could not be read right."""
+        del batch_idx, dataloader_idx
+        warn_of_deep_images(batch.image, batch.image_path)
+
+    on_test_batch_start = on_validation_batch_start
+    on_predict_batch_start = on_validation_batch_start
 
     def validation_step(self, batch: Batch, *args: object, **kwargs: object) -> STEP_OUTPUT:
         """Score a batch; the post-processor takes thresholds and normalisation from it."""

@@ -67,7 +67,8 @@ def of_torch(path: Path) -> Callable[[Path], dict]:
 
 
 def of_openvino(path: Path) -> Callable[[Path], dict]:
-    inferencer = OpenVINOInferencer(path, device="CPU")
+    # Where a CPU has units for bf16, OpenVINO would use them.
+    inferencer = OpenVINOInferencer(path, device="CPU", config={"INFERENCE_PRECISION_HINT": "f32"})
     return lambda image: {name: getattr(inferencer.predict(image), name) for name in FIELDS}
 
 
