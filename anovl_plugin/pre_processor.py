@@ -50,8 +50,11 @@ class MatrixResize(nn.Module):
         """
         height, width = images.shape[-2:]
         rows, columns = self._target(height, width)
-        tall = resize_matrix(height, rows, images) @ images
-        return tall @ resize_matrix(width, columns, images).T
+        # Channels are folded away meanwhile: OpenVINO takes what is then done to each channel, such as normalising,
+        # for a part of a product that it stands right behind, and does it to columns.
+        channels = images.flatten(0, 1)
+        channels = resize_matrix(height, rows, images) @ channels @ resize_matrix(width, columns, images).T
+        return channels.unflatten(0, images.shape[:2])
 
     def _target(self, height: int, width: int) -> tuple[int, int]:
         if len(self.size) == 2:

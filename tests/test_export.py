@@ -113,6 +113,17 @@ def test_says_what_the_engine_says(kind, tested, exported, tmp_path, monkeypatch
         assert_says_the_same(say(photograph), expected)
 
 
+def test_openvino_takes_images_of_one_size(tested, tmp_path, monkeypatch):
+    # With a known size OpenVINO fuses more, and must not fuse resizing with normalising.
+    monkeypatch.chdir(tmp_path)
+    path = tested.model.to_openvino(tmp_path, input_size=(32, 32))
+    inferencer = OpenVINOInferencer(path, device="CPU", config={"INFERENCE_PRECISION_HINT": "f32"})
+    images = torch.rand(2, 3, 32, 32)
+    found, expected = inferencer.model(images.numpy()), tested.model.eval()(images)
+    for name in ("pred_score", "anomaly_map"):
+        assert_close(torch.from_numpy(found[name]), getattr(expected, name), rtol=0, atol=1e-4)
+
+
 def test_takes_batches_of_any_size(tested, exported):
     session = onnxruntime.InferenceSession(exported("onnx"))
     names = [output.name for output in session.get_outputs()]
