@@ -6,9 +6,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.test_documentation import ROOT, run
-
-PAGE = ROOT / "docs" / "first_look.md"
+from tests.test_documentation import GUIDE, run
 
 
 class Step(NamedTuple):
@@ -20,7 +18,7 @@ class Step(NamedTuple):
 
 
 def steps() -> list[Step]:
-    blocks = re.findall(r"```(bash|python)\n(.*?)```(?:\n\n```text\n(.*?)```)?", PAGE.read_text(), re.DOTALL)
+    blocks = re.findall(r"```(bash|python)\n(.*?)```(?:\n\n```text\n(.*?)```)?", GUIDE.read_text(), re.DOTALL)
     return [Step(*block) for block in blocks]
 
 

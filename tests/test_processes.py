@@ -1,7 +1,10 @@
 """Several processes, half precision and compiled graphs: the same results, sooner."""
 
+import os
 import re
 import shlex
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,6 +49,18 @@ def test_two_processes_find_what_one_finds(usual, surfaces, tmp_path):
     pictures = [path.relative_to(tmp_path) for path in tmp_path.rglob("images/*/*.png")]
     tested = list(surfaces().root.rglob("test/*/*.png"))
     assert sorted("/".join(path.parts[-2:]) for path in pictures) == sorted("/".join(p.parts[-2:]) for p in tested)
+
+
+def test_shards_on_two_processes(tmp_path, monkeypatch):
+    """The example of docs/scale.md, as it stands there."""
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "docs" / "scale.md").read_text(), re.DOTALL)
+    (block,) = [block for block in blocks if "xargs -P 2" in block]
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    done = run(["bash", "-ec", block], tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for shard in ("crack", "hole"):
+        pictures = (tmp_path / "shards" / shard / "AnoVL").glob("latest/images/*/*.png")
+        assert sorted(path.parts[-2:] for path in pictures) == [(shard, f"00{index}.png") for index in range(5)]
 
 
 class Shared:
