@@ -1,5 +1,6 @@
 """AnoVL as an anomalib model: ``anomalib test --model AnoVL``."""
 
+import logging
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -224,6 +225,10 @@ class AnoVL(AnomalibModule):
         self.prepare_text_bank()
         # anomalib's default is older than what torch can write, and the conversion down to it fails.
         kwargs.setdefault("opset_version", 18)
+        kwargs.setdefault("verbose", False)
+        # The exporter's passes over the graph would fill the terminal with thousands of lines.
+        for name in ("onnx_ir", "onnxscript"):
+            logging.getLogger(name).setLevel(logging.WARNING)
         return super().to_onnx(export_root, model_file_name, input_size, **kwargs)
 
     def to_openvino(

@@ -132,7 +132,6 @@ class TextBank(nn.Module):
         self.register_buffer("states", torch.zeros(2, width))
         self.register_buffer("prompts", torch.zeros(num_prompts, width))
 
-    @torch.no_grad()
     def build(self, tower: TextTower, ensemble: PromptEnsemble) -> None:
         """Fill the bank from prompts, on the device of the text tower.
 
@@ -140,10 +139,11 @@ class TextBank(nn.Module):
             tower: the text side of the CLIP.
             ensemble: the prompts of the class.
         """
-        with torch.autocast(tower.device.type, enabled=False):
+        # The engine asks for a bank in inference mode, whose tensors no checkpoint could be loaded into afterwards.
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(tower.device.type, enabled=False):
             normal, abnormal = tower.encode(ensemble.normal), tower.encode(ensemble.abnormal)
-        self.states = torch.stack([state_embedding(normal), state_embedding(abnormal)])
-        self.prompts = F.normalize(torch.cat([normal, abnormal]), dim=-1)
+            self.states = torch.stack([state_embedding(normal), state_embedding(abnormal)])
+            self.prompts = F.normalize(torch.cat([normal, abnormal]), dim=-1)
 
     def copy(self) -> "TextBank":
         """Copy the bank to tensors of its own, which are no inference tensors if made outside of inference mode."""

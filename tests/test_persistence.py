@@ -126,6 +126,14 @@ def test_checkpoint_path_for_the_engine(run, make, tmp_path):
     assert_same(found, run.predictions)
 
 
+def test_a_used_model_takes_a_checkpoint(run, make, tmp_path):
+    model = make()
+    run_test(model, tmp_path / "test", bottles(run.data))
+    for name in ("one", "two"):
+        found = run_predict(model, tmp_path / name, data_path=run.bare, ckpt_path=run.checkpoint)
+        assert_same(found, run.predictions)
+
+
 def test_loaded_model_learns_another_class(run, make):
     loaded, fresh = AnoVL.load_from_checkpoint(run.checkpoint), make()
     for model in (loaded, fresh):

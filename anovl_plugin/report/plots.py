@@ -56,6 +56,7 @@ def draw_speed(name: str, results: pd.DataFrame) -> Figure | None:
             axes.plot(speed[model], 100 * accuracy, marker, ms=11, mfc=face, mec="black", label=label)
         axes.set_xscale("log")
         axes.margins(x=0.15, y=0.15)
+        axes.set_ylim(top=min(axes.get_ylim()[1], 101))
         axes.set_xlabel("time per image [s], log scale; less is faster")
         axes.set_ylabel(f"{measure.title.replace(' [%]', '')}, mean over categories [%]")
         axes.grid(visible=True, which="major", color="0.9")
