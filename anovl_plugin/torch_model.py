@@ -154,7 +154,7 @@ class AnoVLModel(nn.Module):
             tokens = self._look(tiles)
             tile_maps = self._map_margins(tokens.local, number)
             anomaly_map = tiler.untile(tile_maps) if tiler else tile_maps
-            score = self._image_margins(tiles, tokens.image, anomaly_map)
+            score = self._image_margins(tiles, tokens.image, anomaly_map, number)
         return InferenceBatch(
             pred_score=spread(score, self.score_unit),
             anomaly_map=spread(anomaly_map, self.score_unit),
@@ -184,12 +184,12 @@ class AnoVLModel(nn.Module):
         margins = abnormality_margin(local, self.text_bank.states)
         return margin_map(margins, self.visual.grid_size, self.image_size)
 
-    def _image_margins(self, tiles: Tensor, token: Tensor, anomaly_map: Tensor) -> Tensor:
+    def _image_margins(self, tiles: Tensor, token: Tensor, anomaly_map: Tensor, number: int) -> Tensor:
         if self.image_score == "map":
             return map_score(anomaly_map, self.top_fraction)
         others = sum_over_views(self._view_margins, tiles, self.other_views)
         itself = abnormality_margin(token, self.text_bank.states) * (self.num_views - len(self.other_views))
-        margins = ((itself + others) / self.num_views).view(anomaly_map.shape[0], -1).mean(1)
+        margins = ((itself + others) / self.num_views).unflatten(0, (-1, number)).mean(1)
         if self.image_score == "both":
             return (margins + map_score(anomaly_map, self.top_fraction)) / 2
         return margins

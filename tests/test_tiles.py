@@ -120,7 +120,7 @@ def test_views_of_each_tile_are_averaged(make):
     result = make(tiling=1, image_views=views)(images)
     whole = make(image_views=views)
     margins = [
-        whole._image_margins(tile, whole._look(tile).image, tile[:, :1])
+        whole._image_margins(tile, whole._look(tile).image, tile[:, :1], 1)
         for tile in (images[..., :32], images[..., 12:])
     ]
     expected = torch_model.spread(torch.stack(margins).mean(0), whole.score_unit)
