@@ -1,8 +1,6 @@
 """AnoVL as an anomalib model: ``anomalib test --model AnoVL``."""
 
-import logging
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize
 from anovl_plugin.adaptation import Adaptation, adaptation_config, read_adaptation
 from anovl_plugin.backbone import DEFAULT_BACKBONE, DEFAULT_PRETRAINED
 from anovl_plugin.distributed import EachImageOnce
+from anovl_plugin.export import check_graph, check_openvino, quiet_exporter
 from anovl_plugin.image_depth import warn_of_deep_images
 from anovl_plugin.post_processor import ZeroShotPostProcessor
 from anovl_plugin.pre_processor import ExactPreProcessor
@@ -221,15 +220,13 @@ class AnoVL(AnomalibModule):
         Raises:
             ValueError: if the model adapts at test time, which a graph cannot do, or has tiles, and no input size.
         """
-        self._check_export(input_size)
+        check_graph(self.model, input_size)
         self.prepare_text_bank()
         # anomalib's default is older than what torch can write, and the conversion down to it fails.
         kwargs.setdefault("opset_version", 18)
         kwargs.setdefault("verbose", False)
-        # The exporter's passes over the graph would fill the terminal with thousands of lines.
-        for name in ("onnx_ir", "onnxscript"):
-            logging.getLogger(name).setLevel(logging.WARNING)
-        return super().to_onnx(export_root, model_file_name, input_size, **kwargs)
+        with quiet_exporter():
+            return super().to_onnx(export_root, model_file_name, input_size, **kwargs)
 
     def to_openvino(
         self,
@@ -252,10 +249,8 @@ class AnoVL(AnomalibModule):
             ValueError: as :meth:`to_onnx`.
             ModuleNotFoundError: if OpenVINO is not installed.
         """
-        self._check_export(input_size)
-        if find_spec("openvino") is None:
-            msg = "exporting to OpenVINO needs openvino, which is not installed: pip install 'anomalib[openvino]'"
-            raise ModuleNotFoundError(msg, name="openvino")
+        check_graph(self.model, input_size)
+        check_openvino()
         return super().to_openvino(export_root, model_file_name, input_size, *args, **kwargs)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -293,20 +288,6 @@ class AnoVL(AnomalibModule):
         # The weights of a self-contained checkpoint come last, so they win.
         checkpoint["state_dict"] = own | checkpoint["state_dict"]
         self.model.adopt_text_bank(**checkpoint["anovl_text_bank"])
-
-    def _check_export(self, input_size: tuple[int, int] | None) -> None:
-        if self.model.adaptation is not None:
-            msg = (
-                f"a graph cannot hold the adaptation {type(self.model.adaptation).__name__}; "
-                "export the training-free model, without adaptation (--model.adaptation null), or as torch"
-            )
-            raise ValueError(msg)
-        if self.model.tiling is not None and input_size is None:
-            msg = (
-                "a graph needs to know how many tiles there are, and input_size is not given; "
-                "give the height and width of your images (--input_size [1536,2048]), or export as torch"
-            )
-            raise ValueError(msg)
 
     def _resolve_class_name(self) -> str:
         """Take the argument, else the data module's category, else, without any, the bank at hand or "object"."""

@@ -1,5 +1,6 @@
 """Exported models, run by anomalib's inferencers and by ONNX Runtime, say what the engine says."""
 
+import logging
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -15,7 +16,7 @@ from PIL import Image
 from skimage import data
 from torch.testing import assert_close
 
-from anovl_plugin import AnoVL, lightning_model
+from anovl_plugin import AnoVL, ZeroShotPostProcessor, export
 from tests import trees
 from tests.runs import Predictions, gather, quiet_engine, run_test
 
@@ -137,7 +138,7 @@ def test_takes_batches_of_any_size(tested, exported):
 
 
 def test_tiles_and_views_and_fixed_thresholds_are_exported(make, look, tmp_path):
-    post_processor = lightning_model.ZeroShotPostProcessor(image_threshold=0.4, pixel_threshold=0.6)
+    post_processor = ZeroShotPostProcessor(image_threshold=0.4, pixel_threshold=0.6)
     tested = look(make(tiling=1, image_views=["image", "flip"], image_score="both", post_processor=post_processor))
     say = of_onnx(tested.model.to_onnx(tmp_path, input_size=(70, 90)))
     assert_says_the_same(say(tested.photographs[0]), tested.predictions[0])
@@ -162,6 +163,14 @@ def test_torch_export_before_any_run(make, tmp_path):
 
 
 def test_without_openvino_it_says_what_to_install(make, tmp_path, monkeypatch):
-    monkeypatch.setattr(lightning_model, "find_spec", {}.get)
+    monkeypatch.setattr(export, "find_spec", {}.get)
     with pytest.raises(ModuleNotFoundError, match=r"needs openvino, which is not installed: pip install 'anomalib"):
         make(class_name="bolt").to_openvino(tmp_path)
+
+
+def test_the_exporter_is_quiet_only_meanwhile():
+    logger = logging.getLogger("onnx_ir")
+    logger.setLevel(logging.INFO)
+    with export.quiet_exporter():
+        assert not logger.isEnabledFor(logging.INFO)
+    assert logger.isEnabledFor(logging.INFO)
