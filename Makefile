@@ -39,4 +39,4 @@ bench: $(VENV)/installed
 	$(BIN)/python -m tests.benchmarks
 
 clean:
-	rm -rf $(VENV) build dist results .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist results runs report openvino_cache .pytest_cache .ruff_cache .hypothesis
