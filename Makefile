@@ -24,8 +24,8 @@ OLDEST := $(VENV)/open_clip-2.23.0
 test-oldest: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(OLDEST) open_clip_torch==2.23.0
 	PYTHONPATH=$(OLDEST) OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile \
-		tests/test_backbone.py tests/test_value_attention.py tests/test_text_bank.py tests/test_torch_model.py \
-		tests/test_architectures.py
+		tests/unit/vision/test_backbone.py tests/unit/vision/test_value_attention.py tests/unit/text/test_text_bank.py tests/unit/test_torch_model.py \
+		tests/unit/vision/test_architectures.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

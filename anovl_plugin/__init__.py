@@ -22,18 +22,18 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Adaptation": "adaptation",
+    "Adaptation": "scoring.adaptation",
     "AnoVL": "lightning_model",
     "AnoVLModel": "torch_model",
-    "ExactPreProcessor": "pre_processor",
-    "LinearAdapter": "adaptation",
-    "TextAdapter": "adaptation",
-    "TextBank": "text_bank",
-    "TextTower": "text_bank",
-    "ZeroShotPostProcessor": "post_processor",
-    "load_backbone": "backbone",
-    "prompt_ensemble": "prompts",
-    "value_wise_forward": "value_attention",
+    "ExactPreProcessor": "components.pre_processor",
+    "LinearAdapter": "scoring.adaptation",
+    "TextAdapter": "scoring.adaptation",
+    "TextBank": "text.text_bank",
+    "TextTower": "text.text_bank",
+    "ZeroShotPostProcessor": "components.post_processor",
+    "load_backbone": "vision.backbone",
+    "prompt_ensemble": "text.prompts",
+    "value_wise_forward": "vision.value_attention",
 }
 
 

@@ -16,18 +16,18 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
-from anovl_plugin.adaptation import Adaptation, adaptation_config, read_adaptation
-from anovl_plugin.backbone import DEFAULT_BACKBONE, DEFAULT_PRETRAINED
-from anovl_plugin.distributed import EachImageOnce
-from anovl_plugin.export import check_graph, check_openvino, quiet_exporter
-from anovl_plugin.image_depth import warn_of_deep_images
-from anovl_plugin.post_processor import ZeroShotPostProcessor
-from anovl_plugin.pre_processor import ExactPreProcessor
-from anovl_plugin.prompts import Domain
+from anovl_plugin.components.bit_depth import warn_of_deep_images
+from anovl_plugin.components.distributed import EachImageOnce
+from anovl_plugin.components.export import check_graph, check_openvino, quiet_exporter
+from anovl_plugin.components.post_processor import ZeroShotPostProcessor
+from anovl_plugin.components.pre_processor import ExactPreProcessor
 from anovl_plugin.registration import register
-from anovl_plugin.tiles import short_side
+from anovl_plugin.scoring.adaptation import Adaptation, adaptation_config, read_adaptation
+from anovl_plugin.text.prompts import Domain
 from anovl_plugin.torch_model import AnoVLModel, ImageScore
-from anovl_plugin.views import Views
+from anovl_plugin.vision.backbone import DEFAULT_BACKBONE, DEFAULT_PRETRAINED
+from anovl_plugin.vision.tiles import short_side
+from anovl_plugin.vision.views import Views
 
 FALLBACK_CLASS_NAME = "object"
 _TOWER = "model.visual."

@@ -7,14 +7,14 @@ from anomalib.data import InferenceBatch
 from anomalib.data.utils.tiler import Tiler
 from torch import Tensor, nn
 
-from anovl_plugin.adaptation import Adaptation, adapt_tokens, read_adaptation
-from anovl_plugin.backbone import DEFAULT_BACKBONE, DEFAULT_PRETRAINED, fingerprint, load_backbone
-from anovl_plugin.prompts import Domain, prompt_ensemble, resolve_domain
-from anovl_plugin.scores import abnormality_margin, check_fraction, map_score, margin_map, spread
-from anovl_plugin.text_bank import TextBank, TextTower
-from anovl_plugin.tiles import BATCH_SIZE, check_tiling, make_tiler
-from anovl_plugin.value_attention import VisionTokens, image_forward, value_wise_forward
-from anovl_plugin.views import Views, is_exporting, read_views, same, sum_over_views
+from anovl_plugin.scoring.adaptation import Adaptation, adapt_tokens, read_adaptation
+from anovl_plugin.scoring.scores import abnormality_margin, check_fraction, map_score, margin_map, spread
+from anovl_plugin.text.prompts import Domain, prompt_ensemble, resolve_domain
+from anovl_plugin.text.text_bank import TextBank, TextTower
+from anovl_plugin.vision.backbone import DEFAULT_BACKBONE, DEFAULT_PRETRAINED, fingerprint, load_backbone
+from anovl_plugin.vision.tiles import BATCH_SIZE, check_tiling, make_tiler
+from anovl_plugin.vision.value_attention import VisionTokens, image_forward, value_wise_forward
+from anovl_plugin.vision.views import Views, is_exporting, read_views, same, sum_over_views
 
 ImageScore = Literal["global", "map", "both"]
 
@@ -32,13 +32,13 @@ class AnoVLModel(nn.Module):
         domain: wording of the prompts, ``"auto"``, ``"object"`` or ``"texture"``.
         image_size: height and width (or one number for both) in pixels; ``None`` for the architecture's own.
         image_views: what the global token's score is averaged over: ``"single"``, ``"paper"`` or a list of views, see
-            :mod:`anovl_plugin.views`.
+            :mod:`anovl_plugin.vision.views`.
         image_score: what scores an image: ``"global"``, its global token, which is the paper's; ``"map"``, its map;
             or ``"both"``, the mean of the two.
-        top_fraction: how much of the map its score is the mean of, see :func:`anovl_plugin.scores.map_score`.
+        top_fraction: how much of the map its score is the mean of, see :func:`anovl_plugin.scoring.scores.map_score`.
         adaptation: what adapts the patch tokens of an image before they are scored, if anything.
         tiling: how many tiles of :attr:`image_size` the short side of the images holds; the long side is covered by
-            as many more as it takes, see :mod:`anovl_plugin.tiles`. ``None`` for images of that size, not cut.
+            as many more as it takes, see :mod:`anovl_plugin.vision.tiles`. ``None`` for images of that size, not cut.
 
     Attributes:
         visual: the image tower, frozen.

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-ARCHITECTURES = Path(__file__).parent / "architectures"
+ARCHITECTURES = Path(__file__).parent / "helpers" / "architectures"
 TINY = ("tiny-square", "tiny-wide", "tiny-quickgelu", "tiny-layerscale", "tiny-customtext")
 
 

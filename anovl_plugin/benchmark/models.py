@@ -17,9 +17,9 @@ from anomalib.pre_processing import PreProcessor
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torchvision.transforms.v2 import Compose, InterpolationMode, Normalize, Resize
 
-from anovl_plugin.backbone import Backbone, load_backbone
 from anovl_plugin.benchmark.evaluator import PaperEvaluator
 from anovl_plugin.lightning_model import plain
+from anovl_plugin.vision.backbone import Backbone, load_backbone
 
 PACKAGE = "anovl_plugin.benchmark"
 

@@ -1,0 +1,1 @@
+"""Comparison of tokens with the text bank: scores, adaptation and image scores."""

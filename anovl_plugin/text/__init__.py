@@ -1,0 +1,1 @@
+"""The text encoder: prompts, CLIP's text tower and the text bank."""

@@ -1,0 +1,1 @@
+"""The image encoder: CLIP's image tower, value-wise attention, views and tiles."""

@@ -1,0 +1,183 @@
+"""How the cost of an image grows with what is asked for: batch, image size, tiles, prompts, and number of images.
+
+Each point is a process of its own, in which it takes turns with the usual setting, so that a ratio compares what ran
+side by side. The memory is the point's own: it is taken before the usual setting is first run.
+"""
+
+import argparse
+import logging
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from anomalib.data import ImageBatch, ImageItem
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from anovl_plugin import AnoVL, AnoVLModel, TextAdapter, TextBank
+from anovl_plugin.scoring.adaptation import adapt_tokens
+from anovl_plugin.text.text_bank import TextTower
+from anovl_plugin.vision.backbone import DEFAULT_BACKBONE, load_backbone
+from anovl_plugin.vision.tiles import short_side
+from tests.benchmarks.measuring import Line, in_process, in_turns, most_megabytes
+from tests.helpers.runs import quiet_engine
+
+USUAL_BATCH, USUAL_PROMPTS, USUAL_IMAGES = 8, 924, 100
+
+
+class Pair(NamedTuple):
+    """A point and the usual setting, and how many images (or prompts) each works through.
+
+    Attributes:
+        point: runs the point once.
+        usual: runs the usual setting once.
+        point_count: images of the point.
+        usual_count: images of the usual setting.
+    """
+
+    point: Callable[[], object]
+    usual: Callable[[], object]
+    point_count: int
+    usual_count: int
+
+
+class Noise(Dataset):
+    """Images of noise, all the same.
+
+    Args:
+        count: how many.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count, self.image = count, torch.rand(3, 128, 128)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> ImageItem:
+        return ImageItem(image=self.image, image_path=f"{index}.png")
+
+
+def noisy_bank(width: int, count: int) -> TextBank:
+    """Make a text bank of noise, which costs what a real one costs."""
+    bank = TextBank(width, count)
+    bank.prompts = F.normalize(torch.randn(count, width), dim=-1)
+    bank.states = F.normalize(torch.randn(2, width), dim=-1)
+    return bank
+
+
+def make_model(weights: str, **options: object) -> AnoVLModel:
+    """Make a model with a text bank of noise."""
+    model = AnoVLModel(pretrained=weights, **options).eval()
+    model.text_bank = noisy_bank(model.visual.output_dim, USUAL_PROMPTS)
+    model.adopt_text_bank("noise", "object")
+    return model
+
+
+def of_batch(weights: str, count: int) -> Pair:
+    """Batches of so many images against batches of 8."""
+    model = make_model(weights)
+    images, usual = torch.rand(count, 3, 240, 240), torch.rand(USUAL_BATCH, 3, 240, 240)
+    return Pair(lambda: model(images), lambda: model(usual), count, USUAL_BATCH)
+
+
+def of_size(weights: str, side: int) -> Pair:
+    """Images of so many pixels a side against 240."""
+    model, usual = make_model(weights, image_size=side), make_model(weights)
+    return Pair(lambda: model(torch.rand(1, 3, side, side)), lambda: usual(torch.rand(1, 3, 240, 240)), 1, 1)
+
+
+def of_tiles(weights: str, tiling: int) -> Pair:
+    """An image of 4:3 in tiles against one that is not cut."""
+    model, usual, side = make_model(weights, tiling=tiling), make_model(weights), short_side(240, tiling)
+    image = torch.rand(1, 3, side, side * 4 // 3)
+    return Pair(lambda: model(image), lambda: usual(torch.rand(1, 3, 240, 240)), 1, 1)
+
+
+def of_prompts(weights: str, count: int) -> Pair:
+    """Encode so many prompts against 924."""
+    loaded = load_backbone(DEFAULT_BACKBONE, weights)
+    tower = TextTower(loaded.clip, loaded.tokenizer)
+    prompts = ["a close-up industrial photo of the damaged bottle"] * count
+    return Pair(lambda: tower.encode(prompts), lambda: tower.encode(prompts[:1] * USUAL_PROMPTS), count, USUAL_PROMPTS)
+
+
+def of_adapter(_: str, count: int) -> Pair:
+    """Adapt the 225 tokens of 8 images with so many prompts against 924."""
+    tokens, width = torch.randn(USUAL_BATCH, 225, 640), 640
+    bank, usual = noisy_bank(width, count), noisy_bank(width, USUAL_PROMPTS)
+    return Pair(
+        lambda: adapt_tokens(TextAdapter(), tokens, bank),
+        lambda: adapt_tokens(TextAdapter(), tokens, usual),
+        USUAL_BATCH,
+        USUAL_BATCH,
+    )
+
+
+def of_images(_: str, count: int) -> Pair:
+    """Predict so many images with anomalib's engine and the small CLIP against 100."""
+    model, folder = AnoVL("anovl-demo", class_name="brick", visualizer=False), Path(tempfile.mkdtemp())
+
+    def predict(number: int) -> None:
+        loader = DataLoader(Noise(number), batch_size=32, collate_fn=ImageBatch.collate)
+        quiet_engine(folder).predict(model, dataloaders=loader, return_predictions=False)
+
+    predict(1)
+    return Pair(lambda: predict(count), lambda: predict(USUAL_IMAGES), count, USUAL_IMAGES)
+
+
+class Kind(NamedTuple):
+    """What grows.
+
+    Attributes:
+        make: makes a pair of the weights and a point.
+        points: what to measure.
+        title: what to call a point against the usual setting.
+        rounds: how often they take turns.
+    """
+
+    make: Callable[[str, int], Pair]
+    points: tuple[int, ...]
+    title: str
+    rounds: int
+
+
+KINDS = {
+    "batch": Kind(of_batch, (1, 4, 16, 64), "batch {} ÷ batch 8", 1),
+    "size": Kind(of_size, (240, 480, 720, 960), "image size {0} × {0} ÷ 240 × 240", 2),
+    "tiles": Kind(of_tiles, (1, 2, 4), "a 4:3 image with tiling {} ÷ without", 2),
+    "prompts": Kind(of_prompts, (10, 100, 1000, 4000), "encoding {} prompts ÷ 924, each", 1),
+    "adapter": Kind(of_adapter, (10, 100, 1000, 4000), "text adapter, {} prompts ÷ 924", 3),
+    "images": Kind(of_images, (100, 1000, 10_000), "anovl-demo, predict {} images ÷ 100", 1),
+}
+
+
+def growth(weights: str) -> Iterator[Line]:
+    """Measure all points, each in a process of its own."""
+    for name, kind in KINDS.items():
+        for value in kind.points:
+            point, usual, memory = in_process("tests.benchmarks.growth", name, value, weights)
+            note = f"{point:.4g} s against {usual:.4g} s, {memory:.0f} MB"
+            yield Line(kind.title.format(value), point / usual, "", note)
+
+
+def main() -> None:
+    """Measure one point and print the seconds of it and of the usual setting, and the point's memory in MB."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument("value", type=int)
+    parser.add_argument("weights")
+    args = parser.parse_args()
+    logging.disable(logging.WARNING)
+    kind = KINDS[args.kind]
+    with torch.inference_mode():
+        pair = kind.make(args.weights, args.value)
+        memory = most_megabytes(pair.point)
+        times = in_turns(pair.point, pair.usual, kind.rounds)
+    print(times.first / pair.point_count, times.second / pair.usual_count, memory)  # noqa: T201 - the parent reads it
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""Exported models, run by anomalib's inferencers and by ONNX Runtime, say what the engine says."""
+
+import logging
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from anomalib.data.utils import read_image
+from anomalib.deploy import OpenVINOInferencer, TorchInferencer
+from PIL import Image
+from skimage import data
+from torch.testing import assert_close
+
+from anovl_plugin import AnoVL, ZeroShotPostProcessor
+from anovl_plugin.components import export
+from tests.helpers import trees
+from tests.helpers.runs import Predictions, gather, quiet_engine, run_test
+
+FIELDS = ("pred_score", "anomaly_map", "pred_label", "pred_mask")
+
+
+class Look(NamedTuple):
+    """A model that was tested, and what the engine then says of images without labels, one by one."""
+
+    model: AnoVL
+    photographs: list[Path]
+    predictions: list[Predictions]
+
+
+@pytest.fixture(scope="module")
+def make(weights_of):
+    def make_model(**options: object) -> AnoVL:
+        return AnoVL("tiny-square", weights_of("tiny-square"), visualizer=False, **options)
+
+    return make_model
+
+
+@pytest.fixture(scope="module")
+def look(tmp_path_factory):
+    """Give a function that tests a model on bottles, and has it predict photographs of several sizes."""
+    root = tmp_path_factory.mktemp("look")
+    bottles = trees.MVTecAD(trees.write_mvtec(root / "data"), "bottle", eval_batch_size=4, num_workers=0)
+    photographs = [root / "bare" / name for name in ("0.png", "1.png", "2.png")]
+    photographs[0].parent.mkdir()
+    for path, (height, width) in zip(photographs, [(70, 90), (200, 131), (24, 32)], strict=True):
+        Image.fromarray(np.stack([data.brick()[:height, :width]] * 3, axis=-1)).save(path)
+
+    def test_and_predict(model: AnoVL) -> Look:
+        run_test(model, root / "results", bottles)
+        found = quiet_engine(root).predict(model, data_path=photographs[0].parent, return_predictions=True)
+        return Look(model, photographs, [gather([batch]) for batch in found])
+
+    return test_and_predict
+
+
+@pytest.fixture(scope="module")
+def tested(make, look):
+    return look(make())
+
+
+def of_torch(path: Path) -> Callable[[Path], dict]:
+    inferencer = TorchInferencer(path, device="cpu")
+    return lambda image: {name: getattr(inferencer.predict(image), name) for name in FIELDS}
+
+
+def of_openvino(path: Path) -> Callable[[Path], dict]:
+    # Where a CPU has units for bf16, OpenVINO would use them.
+    inferencer = OpenVINOInferencer(path, device="CPU", config={"INFERENCE_PRECISION_HINT": "f32"})
+    return lambda image: {name: getattr(inferencer.predict(image), name) for name in FIELDS}
+
+
+def of_onnx(path: Path) -> Callable[[Path], dict]:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    assert set(names) == set(FIELDS)
+    return lambda image: dict(
+        zip(names, session.run(None, {"input": read_image(image, as_tensor=True)[None].numpy()}), strict=True)
+    )
+
+
+KINDS = {"torch": of_torch, "onnx": of_onnx, "openvino": of_openvino}
+
+
+def assert_says_the_same(found: dict, expected: Predictions, threshold: float = 0.5) -> None:
+    score, anomaly_map, label, mask = (torch.as_tensor(found[name]) for name in FIELDS)
+    assert_close(score.flatten(), expected.score, rtol=0, atol=1e-4)
+    assert_close(anomaly_map.squeeze(), expected.map.squeeze(), rtol=0, atol=1e-4)
+    assert label.dtype == mask.dtype == torch.bool
+    sure = (expected.score - threshold).abs() > 1e-4
+    assert torch.equal(label.flatten()[sure], expected.label[sure])
+    sure = (expected.map.squeeze() - threshold).abs() > 1e-4
+    assert sure.float().mean() > 0.9
+    assert torch.equal(mask.squeeze()[sure], expected.mask.squeeze()[sure])
+
+
+@pytest.fixture(scope="module")
+def exported(tested, tmp_path_factory):
+    """Give a function that exports the tested model, once for each kind."""
+    folder = tmp_path_factory.mktemp("exported")
+    return cache(lambda kind: quiet_engine(folder).export(tested.model, kind, folder))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_says_what_the_engine_says(kind, tested, exported, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRUST_REMOTE_CODE", "1")
+    # OpenVINO's cache goes to the working folder.
+    monkeypatch.chdir(tmp_path)
+    say = KINDS[kind](exported(kind))
+    for photograph, expected in zip(tested.photographs, tested.predictions, strict=True):
+        assert_says_the_same(say(photograph), expected)
+
+
+def test_openvino_takes_images_of_one_size(tested, tmp_path, monkeypatch):
+    # With a known size OpenVINO fuses more, and must not fuse resizing with normalising.
+    monkeypatch.chdir(tmp_path)
+    path = tested.model.to_openvino(tmp_path, input_size=(32, 32))
+    inferencer = OpenVINOInferencer(path, device="CPU", config={"INFERENCE_PRECISION_HINT": "f32"})
+    images = torch.rand(2, 3, 32, 32)
+    found, expected = inferencer.model(images.numpy()), tested.model.eval()(images)
+    for name in ("pred_score", "anomaly_map"):
+        assert_close(torch.from_numpy(found[name]), getattr(expected, name), rtol=0, atol=1e-4)
+
+
+def test_takes_batches_of_any_size(tested, exported):
+    session = onnxruntime.InferenceSession(exported("onnx"))
+    names = [output.name for output in session.get_outputs()]
+    for count in (1, 3):
+        images = torch.rand(count, 3, 40 + count, 32)
+        found = dict(zip(names, session.run(None, {"input": images.numpy()}), strict=True))
+        expected = tested.model.eval()(images)
+        assert found["pred_score"].shape == (count,)
+        for name in ("pred_score", "anomaly_map"):
+            assert_close(torch.from_numpy(found[name]), getattr(expected, name), rtol=0, atol=1e-4)
+
+
+def test_tiles_and_views_and_fixed_thresholds_are_exported(make, look, tmp_path):
+    post_processor = ZeroShotPostProcessor(image_threshold=0.4, pixel_threshold=0.6)
+    tested = look(make(tiling=1, image_views=["image", "flip"], image_score="both", post_processor=post_processor))
+    say = of_onnx(tested.model.to_onnx(tmp_path, input_size=(70, 90)))
+    assert_says_the_same(say(tested.photographs[0]), tested.predictions[0])
+
+
+def test_torch_export_is_exact_and_small(tested, exported):
+    path = exported("torch")
+    exported = torch.load(path, weights_only=False)["model"]
+    assert exported.model._text_tower == ()
+    # The text tower's vocabulary alone would take 6 MB.
+    assert path.stat().st_size < 1_000_000
+    images = torch.rand(2, 3, 44, 50)
+    for one, other in zip(exported(images), tested.model.eval()(images), strict=True):
+        assert_close(one, other, rtol=0, atol=0)
+
+
+def test_torch_export_before_any_run(make, tmp_path):
+    model = make(class_name="bolt")
+    exported = torch.load(model.to_torch(tmp_path), weights_only=False)["model"]
+    assert exported.model.class_name == "bolt"
+    assert exported.model._text_tower == ()
+
+
+def test_without_openvino_it_says_what_to_install(make, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "find_spec", {}.get)
+    with pytest.raises(ModuleNotFoundError, match=r"needs openvino, which is not installed: pip install 'anomalib"):
+        make(class_name="bolt").to_openvino(tmp_path)
+
+
+def test_the_exporter_is_quiet_only_meanwhile():
+    logger = logging.getLogger("onnx_ir")
+    logger.setLevel(logging.INFO)
+    with export.quiet_exporter():
+        assert not logger.isEnabledFor(logging.INFO)
+    assert logger.isEnabledFor(logging.INFO)

@@ -1,0 +1,272 @@
+"""AnoVL on anomalib's engine: data modules, class names, components, precisions, errors."""
+
+import pytest
+import torch
+from anomalib import LearningType
+from anomalib.data.utils import read_image
+from anomalib.metrics import AUROC, Evaluator
+from anomalib.post_processing import PostProcessor
+from anomalib.pre_processing import PreProcessor
+from anomalib.visualization import ImageVisualizer
+from torch.testing import assert_close
+from torchvision.transforms.v2 import Compose, Normalize, Resize
+from torchvision.transforms.v2.functional import normalize, resize
+
+from anovl_plugin import AnoVL, AnoVLModel
+from anovl_plugin.vision.backbone import BackboneError
+from tests.helpers import trees
+from tests.helpers.runs import assert_same, gather, quiet_engine, run_predict, run_test
+
+IMAGE_METRICS = {"image_AUROC", "image_F1Score"}
+ALL_METRICS = IMAGE_METRICS | {"pixel_AUROC", "pixel_F1Score"}
+DATA = {
+    "mvtec": (trees.mvtec, {}, "bottle", ALL_METRICS),
+    "visa": (trees.visa, {}, "candle", ALL_METRICS),
+    "folder": (trees.folder, {"masks": True}, "object", ALL_METRICS),
+    "maskless": (trees.folder, {"masks": False}, "object", IMAGE_METRICS),
+}
+
+
+@pytest.fixture
+def make(weights_of):
+    """Give a function that makes a model of tiny size without pictures."""
+
+    def make_model(backbone: str = "tiny-square", **options: object) -> AnoVL:
+        return AnoVL(backbone, weights_of(backbone), **{"visualizer": False, **options})
+
+    return make_model
+
+
+@pytest.fixture(scope="module")
+def bottles(tmp_path_factory):
+    """Give a function that makes a data module of the same small MVTec AD tree."""
+    root = trees.write_mvtec(tmp_path_factory.mktemp("bottles"))
+    return lambda: trees.MVTecAD(root, "bottle", eval_batch_size=4, num_workers=0)
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    return trees.write_bare(tmp_path_factory.mktemp("bare") / "shots")
+
+
+def states_for(weights_of, class_name):
+    return AnoVLModel("tiny-square", weights_of("tiny-square"), class_name=class_name).text_bank.states
+
+
+@pytest.mark.parametrize("kind", DATA)
+def test_data_modules(kind, make, tmp_path):
+    build, options, class_name, names = DATA[kind]
+    model = make(visualizer=True)
+    metrics = run_test(model, tmp_path / "results", build(tmp_path / "data", **options))
+    assert set(metrics) == names
+    assert all(0 <= value <= 1 for value in metrics.values())
+    assert model.model.class_name == class_name
+    pictures = list((tmp_path / "results").rglob("images/*/*.png"))
+    assert len(pictures) == 6
+
+
+def test_learning_type(make):
+    model = make()
+    assert model.learning_type is LearningType.ZERO_SHOT
+    assert model.trainer_arguments == {}
+    assert model.configure_optimizers() is None
+    assert list(model.val_dataloader()) == []
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("verb", ["validate", "fit"])
+def test_validation_adapts_thresholds(verb, make, bottles, tmp_path):
+    model = make()
+    assert model.post_processor.image_threshold == 0.5
+    getattr(quiet_engine(tmp_path), verb)(model, datamodule=bottles())
+    assert model.post_processor.image_threshold != 0.5
+    assert model.post_processor.pixel_max > model.post_processor.pixel_min
+    assert model.model.class_name == "bottle"
+
+
+def test_train_is_test(make, bottles, tmp_path):
+    (trained,) = quiet_engine(tmp_path / "train").train(make(), datamodule=bottles())
+    assert trained == run_test(make(), tmp_path / "test", bottles())
+
+
+def test_predict_with_datamodule(make, bottles, tmp_path):
+    found = run_predict(make(), tmp_path, datamodule=bottles())
+    assert found.score.shape == (6,)
+    assert found.map.shape[-2:] == found.mask.shape[-2:] == (32, 32)
+    assert found.score.min() == 0 or found.score.max() == 1
+    assert_close(found.label, found.score > 0.5)
+
+
+def test_predict_without_labels(make, bare, tmp_path):
+    found = run_predict(make(visualizer=True), tmp_path, data_path=bare)
+    for values in (found.score, found.map):
+        assert values.dtype == torch.float32
+        assert 0 < values.min() <= values.max() < 1
+    assert found.label.dtype == found.mask.dtype == torch.bool
+    assert_close(found.label, found.score > 0.5)
+    assert_close(found.mask, found.map > 0.5)
+    assert len(list(tmp_path.rglob("images/shots/*.png"))) == 2
+
+
+@pytest.mark.parametrize("backbone", ["tiny-square", "tiny-wide"])
+def test_engine_equals_the_plain_model(backbone, make, weights_of, bare, tmp_path):
+    found = run_predict(make(backbone, class_name="bolt"), tmp_path, data_path=bare)
+    plain = AnoVLModel(backbone, weights_of(backbone), class_name="bolt")
+    images = torch.stack([read_image(path, as_tensor=True) for path in sorted(bare.iterdir())])
+    expected = plain(normalize(resize(images, list(plain.image_size), antialias=True), plain.mean, plain.std))
+    assert_close(found.score, expected.pred_score, rtol=0, atol=1e-6)
+    assert_close(found.map.reshape(expected.anomaly_map.shape), expected.anomaly_map, rtol=0, atol=1e-6)
+
+
+def test_argument_beats_category(make, weights_of, bottles, tmp_path):
+    model = make(class_name="bolt")
+    quiet_engine(tmp_path).validate(model, datamodule=bottles(), verbose=False)
+    assert model.model.class_name == "bolt"
+    assert_close(model.model.text_bank.states, states_for(weights_of, "bolt"))
+
+
+def test_second_category_rebuilds_the_bank(make, weights_of, bottles, bare, tmp_path):
+    model = make()
+    quiet_engine(tmp_path).validate(model, datamodule=bottles(), verbose=False)
+    assert_close(model.model.text_bank.states, states_for(weights_of, "bottle"))
+    cables = trees.mvtec(tmp_path / "cables", "cable")
+    quiet_engine(tmp_path).validate(model, datamodule=cables, verbose=False)
+    run_predict(model, tmp_path, data_path=bare)
+    assert model.model.class_name == "cable"
+    assert_close(model.model.text_bank.states, states_for(weights_of, "cable"))
+
+
+def test_bare_images_keep_the_bank_on_one_engine(make, bottles, bare, tmp_path):
+    model, engine = make(), quiet_engine(tmp_path)
+    engine.test(model, datamodule=bottles(), verbose=False)
+    states = model.model.text_bank.states
+    gather(engine.predict(model, data_path=bare, return_predictions=True))
+    assert model.model.class_name == "bottle"
+    assert model.model.text_bank.states is states
+
+
+def test_bare_images_show_an_object(make, bare, tmp_path):
+    model = make()
+    run_predict(model, tmp_path, data_path=bare)
+    assert model.model.class_name == "object"
+
+
+def test_forward_takes_raw_images(make):
+    model = make()
+    images = torch.rand(2, 3, 50, 41)
+    found = model(images)
+    assert found.pred_score.shape == (2,)
+    assert found.anomaly_map.shape == found.pred_mask.shape == (2, 1, 32, 32)
+    assert model.model.class_name == "object"
+
+
+@pytest.mark.parametrize("size", [64, (32, 48)])
+def test_image_size(size, make, bottles, tmp_path):
+    model = make(image_size=size)
+    pair = size if isinstance(size, tuple) else (size, size)
+    assert tuple(model.input_size) == model.model.image_size == pair
+    assert run_predict(model, tmp_path, datamodule=bottles()).map.shape[-2:] == pair
+
+
+def test_configure_pre_processor_takes_a_size(make):
+    resizing, normalizing = make().configure_pre_processor((48, 24)).transform.transforms
+    assert resizing.size == [48, 24]
+    assert normalizing.mean == list(make().model.mean)
+
+
+def test_components_can_be_replaced(make, bottles, tmp_path):
+    pre = PreProcessor(Compose([Resize([32, 32]), Normalize([0.5] * 3, [0.5] * 3)]))
+    post, drawer = PostProcessor(enable_normalization=False), ImageVisualizer()
+    judge = Evaluator(test_metrics=[AUROC(fields=["pred_score", "gt_label"], prefix="only_")])
+    model = make(pre_processor=pre, post_processor=post, evaluator=judge, visualizer=drawer)
+    assert (model.pre_processor, model.post_processor, model.evaluator, model.visualizer) == (pre, post, judge, drawer)
+    assert set(run_test(model, tmp_path, bottles())) == {"only_AUROC"}
+    usual = run_predict(make(post_processor=PostProcessor(enable_normalization=False)), tmp_path, datamodule=bottles())
+    other = run_predict(model, tmp_path, datamodule=bottles())
+    assert not torch.equal(usual.score, other.score)
+
+
+def test_components_can_be_switched_off(make, bottles, tmp_path):
+    model = make(pre_processor=False, post_processor=False, evaluator=False, visualizer=False, image_size=40)
+    engine = quiet_engine(tmp_path)
+    batches = engine.predict(model, datamodule=bottles(), return_predictions=True)
+    assert batches[0].pred_score.shape == (4,)
+    assert batches[0].pred_label is None
+    assert engine.test(model, datamodule=bottles(), verbose=False) == [{}]
+    assert not list(tmp_path.rglob("*.png"))
+
+
+@pytest.fixture(scope="module")
+def usual(weights_of, bare, tmp_path_factory):
+    """Predict in single precision, to compare with, and give the text bank's states too."""
+    model = AnoVL("tiny-square", weights_of("tiny-square"), class_name="bolt", visualizer=False)
+    found = run_predict(model, tmp_path_factory.mktemp("usual"), data_path=bare)
+    return found, model.model.text_bank.states
+
+
+@pytest.mark.parametrize("precision", ["32-true", "64-true", "16-true", "bf16-true", "bf16-mixed"])
+def test_precision(precision, make, usual, bare, bottles, tmp_path):
+    model, (expected, states) = make(class_name="bolt"), usual
+    batches = quiet_engine(tmp_path, precision=precision).predict(model, data_path=bare, return_predictions=True)
+    found = gather(batches)
+    assert found.score.dtype == found.map.dtype == model.model.text_bank.states.dtype == torch.float32
+    assert_close(model.model.text_bank.states, states, rtol=0, atol=0)
+    # Half precision moves the cosines in the third digit, and the spread scores by some hundredths.
+    assert_close(found.score, expected.score, rtol=0, atol=1e-6 if precision[:2] in {"32", "64"} else 0.05)
+    metrics = quiet_engine(tmp_path, precision=precision).test(model, datamodule=bottles(), verbose=False)
+    assert set(metrics[0]) == ALL_METRICS
+
+
+def test_runs_twice_alike(make, bottles, tmp_path):
+    assert_same(*(run_predict(make(), tmp_path, datamodule=bottles()) for _ in range(2)))
+
+
+BAD_ARGUMENTS = {
+    "domain": ({"domain": "surface"}, ValueError, "domain is 'surface', but must be one of"),
+    "patches": ({"image_size": 33}, ValueError, r"nearest heights \(32, 40\)"),
+    "size": ({"image_size": (32, 0)}, ValueError, "must be a positive number of pixels"),
+    "pool": ({"backbone": "tiny-avgpool"}, BackboneError, "not a vision transformer that value-wise"),
+    "component": ({"pre_processor": "resize"}, TypeError, "Passed object should be"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ARGUMENTS)
+def test_bad_arguments(case, make):
+    options, error, message = BAD_ARGUMENTS[case]
+    with pytest.raises(error, match=message) as caught:
+        make(**options)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_weights():
+    with pytest.raises(BackboneError, match="pretrained is None, but 'tiny-square' needs weights"):
+        AnoVL("tiny-square", None)
+    with pytest.raises(BackboneError, match="neither a file nor one of the tags"):
+        AnoVL("tiny-square", "nowhere.pt")
+
+
+@pytest.mark.parametrize(("name", "message"), [("  ", "must name what the images show"), ("x " * 90, "use a shorter")])
+def test_bad_class_names(name, message, make, bottles, tmp_path):
+    model = make(class_name=name)
+    with pytest.raises(ValueError, match=message) as caught:
+        quiet_engine(tmp_path).validate(model, datamodule=bottles(), verbose=False)
+    assert "\n" not in str(caught.value)
+
+
+def test_images_of_another_size(make, bottles, tmp_path):
+    model = make(pre_processor=False)
+    message = r"images are \(40, 40\) pixels, but the model takes \(32, 32\); resize them"
+    with pytest.raises(ValueError, match=message):
+        run_predict(model, tmp_path, datamodule=bottles())
+
+
+def test_a_failed_name_leaves_the_model_usable(make):
+    model = make(class_name="bolt")
+    model.prepare_text_bank()
+    states = model.model.text_bank.states
+    with pytest.raises(ValueError, match="use a shorter"):
+        model.model.setup("x " * 90)
+    assert model.model.class_name == "bolt"
+    assert model.model.text_bank.states is states
+    model.model.setup("nut")
+    assert model.model.class_name == "nut"

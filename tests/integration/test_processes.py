@@ -1,0 +1,150 @@
+"""Several processes, half precision and compiled graphs: the same results, sooner."""
+
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from anomalib.data import MVTecAD
+from lightning.pytorch import Trainer
+from torch.testing import assert_close
+from torch.utils.data import DataLoader
+
+from anovl_plugin import AnoVL, AnoVLModel, TextAdapter
+from anovl_plugin.components.distributed import EachImageOnce
+from anovl_plugin.demo import DemoSurfaces
+from tests.helpers.runs import quiet_engine, run_test
+from tests.integration.test_documentation import ROOT, run
+
+METRICS = ("image_AUROC", "image_F1Score", "pixel_AUROC", "pixel_F1Score")
+
+
+@pytest.fixture(scope="module")
+def surfaces(tmp_path_factory):
+    root = tmp_path_factory.mktemp("surfaces")
+    return lambda: DemoSurfaces(root, "brick")
+
+
+@pytest.fixture(scope="module")
+def usual(surfaces, tmp_path_factory):
+    """Metrics of one process in single precision."""
+    return run_test(brick_model(), tmp_path_factory.mktemp("usual"), surfaces())
+
+
+def brick_model() -> AnoVL:
+    return AnoVL("anovl-demo", domain="texture", visualizer=False)
+
+
+def test_two_processes_find_what_one_finds(usual, surfaces, tmp_path):
+    # 45 images, which two processes cannot share evenly.
+    command = f"anomalib test --config {ROOT}/configs/demo.yaml --data.root {surfaces().root} --trainer.accelerator cpu"
+    done = run(shlex.split(f"{command} --trainer.devices 2 --trainer.strategy ddp"), tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    shown = dict(re.findall(r"(\w+_(?:AUROC|F1Score))\W+([\d.]+)", done.stdout))
+    for name in METRICS:
+        assert float(shown[name]) == pytest.approx(usual[name], abs=1e-6)
+    pictures = [path.relative_to(tmp_path) for path in tmp_path.rglob("images/*/*.png")]
+    tested = list(surfaces().root.rglob("test/*/*.png"))
+    assert sorted("/".join(path.parts[-2:]) for path in pictures) == sorted("/".join(p.parts[-2:]) for p in tested)
+
+
+def test_shards_on_two_processes(tmp_path, monkeypatch):
+    """The example of docs/scale.md, as it stands there."""
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "docs" / "scale.md").read_text(), re.DOTALL)
+    (block,) = [block for block in blocks if "xargs -P 2" in block]
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    done = run(["bash", "-ec", block], tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for shard in ("crack", "hole"):
+        pictures = (tmp_path / "shards" / shard / "AnoVL").glob("latest/images/*/*.png")
+        assert sorted(path.parts[-2:] for path in pictures) == [(shard, f"00{index}.png") for index in range(5)]
+
+
+class Shared:
+    """What the callback asks of a trainer."""
+
+    def __init__(self, datamodule: object, rank: int, size: int) -> None:
+        self.datamodule, self.global_rank, self.world_size = datamodule, rank, size
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_each_image_goes_to_one_process(size, surfaces):
+    expected, seen = None, []
+    for rank in range(size):
+        datamodule = surfaces()
+        datamodule.setup()
+        expected = [item.image_path for item in datamodule.test_data]
+        callback, trainer = EachImageOnce(), Shared(datamodule, rank, size)
+        callback.setup(trainer, None, "test")
+        loader = datamodule.test_dataloader()
+        assert loader.batch_size == datamodule.eval_batch_size
+        seen += [path for batch in loader for path in batch.image_path]
+        callback.teardown(trainer, None, "test")
+        assert datamodule.test_dataloader.__func__ is MVTecAD.test_dataloader
+    assert sorted(seen) == sorted(expected)
+
+
+def test_other_loaders_are_left_to_lightning(surfaces):
+    datamodule = surfaces()
+    datamodule.setup()
+    shuffled = DataLoader(datamodule.test_data, shuffle=True)
+    datamodule.test_dataloader = lambda: shuffled
+    EachImageOnce().setup(Shared(datamodule, 0, 2), None, "test")
+    assert datamodule.test_dataloader() is shuffled
+    datamodule = surfaces()
+    datamodule.setup()
+    EachImageOnce().setup(Shared(datamodule, 0, 1000), None, "test")
+    assert len(datamodule.test_dataloader().sampler) == len(datamodule.test_data)
+    EachImageOnce().setup(Trainer(accelerator="cpu", logger=False, devices=1), None, "test")
+
+
+def test_half_precision(usual, surfaces, tmp_path):
+    metrics, maps = {}, {}
+    for precision in ("32-true", "bf16-mixed"):
+        engine = quiet_engine(tmp_path / precision, precision=precision)
+        (metrics[precision],) = engine.test(brick_model(), datamodule=surfaces(), verbose=False)
+        bare = AnoVL("anovl-demo", domain="texture", class_name="brick", visualizer=False, post_processor=False)
+        images = surfaces().root / "brick" / "test" / "crack"
+        engine = quiet_engine(tmp_path / precision, precision=precision)
+        maps[precision] = engine.predict(bare, data_path=images, return_predictions=True)
+    for name in ("image_AUROC", "pixel_AUROC"):
+        assert metrics["bf16-mixed"][name] == pytest.approx(usual[name], abs=0.005)
+    full, half = (torch.cat([batch.anomaly_map for batch in maps[precision]]) for precision in maps)
+    assert_close(half, full, rtol=0, atol=2e-2)
+    assert not torch.equal(half, full)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])
+def test_half_precision_on_a_gpu(precision, usual, surfaces, tmp_path):
+    engine = quiet_engine(tmp_path, precision=precision)
+    engine._cache.args["accelerator"] = "gpu"
+    (metrics,) = engine.test(brick_model(), datamodule=surfaces(), verbose=False)
+    for name in ("image_AUROC", "pixel_AUROC"):
+        assert metrics[name] == pytest.approx(usual[name], abs=0.005)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"image_views": ["image", "flip", "rotate 30"], "image_score": "both"}, {"tiling": 1}],
+    ids=["plain", "views", "tiles"],
+)
+def test_compiles_whole(options, weights_of):
+    model = AnoVLModel("tiny-square", weights_of("tiny-square"), "bottle", **options)
+    images = torch.rand(2, 3, 32, 50 if options.get("tiling") else 32)
+    expected = model(images)
+    # The graph is what can go wrong; what a compiler makes of it takes minutes.
+    found = torch.compile(model, backend="eager", fullgraph=True)(images)
+    assert_close(found.pred_score, expected.pred_score)
+    assert_close(found.anomaly_map, expected.anomaly_map)
+
+
+def test_compiles_around_an_adaptation(weights_of):
+    model = AnoVLModel("tiny-square", weights_of("tiny-square"), "bottle", adaptation=TextAdapter())
+    images = torch.rand(2, 3, 32, 32)
+    expected = model(images)
+    found = torch.compile(model, backend="eager")(images)
+    assert_close(found.anomaly_map, expected.anomaly_map)

@@ -1,0 +1,67 @@
+"""Resizing in exported graphs is that of the engine."""
+
+import pytest
+import torch
+from anomalib.data.transforms import ExportableCenterCrop
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.testing import assert_close
+from torchvision.transforms.v2 import CenterCrop, Compose, InterpolationMode, Normalize, Resize
+from torchvision.transforms.v2.functional import resize
+
+from anovl_plugin.components.pre_processor import ExactPreProcessor, MatrixResize, resize_matrix
+
+# To a width of one pixel torch itself goes wrong: it repeats one row.
+sides = st.integers(2, 150)
+
+
+@given(sides, sides, st.one_of(st.tuples(sides), st.tuples(sides, sides)))
+def test_equals_antialiased_resizing(height, width, size):
+    images = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(height))
+    expected = resize(images, list(size), antialias=True)
+    assert_close(MatrixResize(Resize(size))(images), expected, rtol=0, atol=2e-5)
+
+
+@given(sides, sides)
+def test_rows_are_mirrored_means(length, target):
+    weights = resize_matrix(length, target, torch.empty(0, dtype=torch.float64))
+    assert weights.shape == (target, length)
+    assert (weights >= 0).all()
+    assert_close(weights.sum(1), torch.ones(target, dtype=torch.float64), rtol=0, atol=1e-6)
+    assert_close(weights.flip(0, 1), weights, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["bilinear", 2, InterpolationMode.BILINEAR])
+def test_bilinear_resizing_is_known_in_every_spelling(mode):
+    transform, images = Resize([8, 8], mode), torch.rand(1, 3, 30, 20)
+    assert_close(ExactPreProcessor(transform)(images), transform(images), rtol=0, atol=1e-6)
+
+
+def test_keeps_the_type_of_the_images():
+    assert MatrixResize(Resize((8, 8)))(torch.rand(1, 3, 9, 9).bfloat16()).dtype == torch.bfloat16
+
+
+def test_a_whole_transform_is_the_same_in_the_graph():
+    transform = Compose([Resize([20, 30]), Compose([CenterCrop(16)]), Normalize([0.5] * 3, [0.2] * 3)])
+    pre_processor, images = ExactPreProcessor(transform), torch.rand(2, 3, 47, 55)
+    assert isinstance(pre_processor.export_transform.transforms[1].transforms[0], ExportableCenterCrop)
+    assert_close(pre_processor(images), transform(images), rtol=0, atol=1e-5)
+    fresh = ExactPreProcessor()
+    fresh.load_checkpoint_config(pre_processor.checkpoint_config())
+    assert_close(fresh(images), transform(images), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "resizing",
+    [Resize([8, 8], antialias=False), Resize([8, 8], InterpolationMode.NEAREST), Resize(8, max_size=9)],
+    ids=["aliased", "nearest", "bounded"],
+)
+def test_other_resizing_is_left_to_anomalib(resizing):
+    pre_processor, images = ExactPreProcessor(resizing), torch.rand(1, 3, 8, 8)
+    assert isinstance(pre_processor.export_transform, Resize)
+    assert torch.equal(pre_processor(images), images)
+
+
+def test_no_transform():
+    images = torch.rand(1, 3, 5, 5)
+    assert ExactPreProcessor()(images) is images

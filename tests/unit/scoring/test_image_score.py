@@ -1,0 +1,347 @@
+"""What scores an image: its global token over views, its map, or both, against the slow references."""
+
+from copy import deepcopy
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from anovl_plugin import AnoVL, torch_model
+from anovl_plugin.scoring.scores import check_fraction, map_score
+from anovl_plugin.torch_model import AnoVLModel
+from tests.helpers import reference, reference_views, trees
+from tests.helpers.runs import assert_same, run_predict, run_test
+
+WITHIN = {"atol": 1e-5, "rtol": 0}
+FRACTIONS = [0, 0.001, 0.01, 0.1, 0.5, 1]
+VIEWS = ["single", "paper", ["flip", "rotate 22.5"]]
+SCORES = ["global", "map", "both"]
+WRONG_FRACTIONS = [-0.01, 1.01, 50, float("nan"), float("inf")]
+FRACTION_MESSAGE = r"^top_fraction is {}, but must be between 0 \(the highest pixel\) and 1 \(the whole map\)$"
+SETTINGS = {"image_views": ["image", "flip"], "image_score": "both", "top_fraction": 0.25}
+
+
+def noise(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def mean_of_highest(values, fraction):
+    ordered = sorted(values.flatten().tolist(), reverse=True)
+    highest = ordered[: max(1, round(fraction * len(ordered)))]
+    return sum(highest) / len(highest)
+
+
+@pytest.fixture(scope="module")
+def source(weights_of):
+    return "tiny-square", weights_of("tiny-square")
+
+
+@pytest.fixture(scope="module")
+def make(source):
+    """Give a function that makes a model of bottles, once for the same options: no test changes it."""
+    bank, models = AnoVLModel(*source, "bottle").text_bank, {}
+
+    def make_model(**options: object) -> AnoVLModel:
+        key = repr(sorted(options.items()))
+        if key not in models:
+            models[key] = AnoVLModel(*source, **options)
+            models[key].text_bank.load_state_dict(bank.state_dict())
+            models[key].adopt_text_bank("bottle", "auto")
+        return models[key]
+
+    return make_model
+
+
+@pytest.fixture(scope="module")
+def images():
+    return noise(3, 3, 32, 32)
+
+
+@pytest.fixture(scope="module")
+def score_view(source):
+    """Give the reference's p(abnormal) of one image or view (3, 32, 32)."""
+    states, _ = reference.text_bank(*source, "bottle")
+    vision = reference.Vision(reference.load(*source)[0].visual)
+    return lambda view: reference.p_abnormal(vision(view)[0], states)
+
+
+@pytest.fixture(scope="module")
+def over_the_papers_views(score_view, images):
+    scores = [reference_views.mean_over_views(score_view, image.double()) for image in images]
+    return torch.tensor(scores, dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def published(source, images):
+    return reference.published(*source, images, "bottle")
+
+
+@pytest.fixture
+def traffic(monkeypatch):
+    """Give a function that watches a model: how many images its two kinds of pass are given, call by call."""
+    two_paths, ordinary = [], []
+
+    def spy_on(name, calls):
+        forward = getattr(torch_model, name)
+
+        def spy(visual, images):
+            calls.append(len(images))
+            return forward(visual, images)
+
+        monkeypatch.setattr(torch_model, name, spy)
+
+    spy_on("value_wise_forward", two_paths)
+    spy_on("image_forward", ordinary)
+    return lambda _: (two_paths, ordinary)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (4, 4), (7, 9), (32, 32)])
+@pytest.mark.parametrize("fraction", [*FRACTIONS, 1 / 3, 0.999])
+def test_the_score_of_a_map_is_the_mean_of_its_highest_pixels(size, fraction):
+    maps = noise(3, 1, *size)
+    expected = torch.tensor([mean_of_highest(each, fraction) for each in maps])
+    scores = map_score(maps, fraction)
+    assert scores.shape == (3,)
+    assert_close(scores, expected, atol=1e-6, rtol=0)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**31), height=st.integers(1, 12), width=st.integers(1, 12), fraction=st.floats(0, 1))
+def test_the_score_of_a_map_is_that_of_a_plain_formula(seed, height, width, fraction):
+    maps = noise(2, 1, height, width, seed=seed)
+    expected = torch.tensor([mean_of_highest(each, fraction) for each in maps])
+    assert_close(map_score(maps, fraction), expected, atol=1e-6, rtol=0)
+
+
+def test_the_limits_are_the_highest_pixel_and_the_whole_map():
+    maps = noise(3, 1, 9, 7)
+    assert torch.equal(map_score(maps), maps.amax((1, 2, 3)))
+    assert torch.equal(map_score(maps, 0), map_score(maps))
+    assert_close(map_score(maps, 1), maps.mean((1, 2, 3)))
+
+
+def test_a_fraction_of_less_than_a_pixel_is_one_pixel():
+    maps = noise(2, 1, 5, 5)
+    assert torch.equal(map_score(maps, 0.001), maps.amax((1, 2, 3)))
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 2**31), fractions=st.lists(st.floats(0, 1), min_size=2, max_size=2))
+def test_more_of_the_map_never_scores_higher(seed, fractions):
+    maps = noise(2, 1, 6, 6, seed=seed)
+    assert (map_score(maps, min(fractions)) >= map_score(maps, max(fractions)) - 1e-6).all()
+
+
+@pytest.mark.parametrize("fraction", WRONG_FRACTIONS)
+def test_a_fraction_outside_0_and_1_is_refused(fraction):
+    for call in (check_fraction, lambda fraction: map_score(torch.zeros(1, 1, 2, 2), fraction)):
+        with pytest.raises(ValueError, match=FRACTION_MESSAGE.format(fraction)):
+            call(fraction)
+
+
+@pytest.mark.parametrize("fraction", [*FRACTIONS, 0.0, 1.0])
+def test_a_fraction_from_0_to_1_is_let_pass(fraction):
+    assert check_fraction(fraction) is None
+
+
+def test_the_papers_score_is_the_reference_over_22_views(make, source, images, over_the_papers_views):
+    expected = reference.shown(over_the_papers_views, *source).float()
+    result = make(image_views="paper")(images)
+    assert result.pred_score.dtype == torch.float32
+    assert_close(result.pred_score, expected, **WITHIN)
+    # The views count for so much more than that.
+    assert (result.pred_score - make()(images).pred_score).abs().min() > 1e-3
+
+
+def test_a_single_view_is_the_reference_of_the_image_alone(make, source, images, published):
+    expected = reference.shown(published[0], *source).float()
+    for views in ("single", ["image"], ["image"] * 3):
+        assert_close(make(image_views=views)(images).pred_score, expected, **WITHIN)
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_own_views_are_averaged_wherever_the_image_stands(place, make, source, images, score_view):
+    views = ["flip", "rotate 22.5", "grey"]
+    views.insert(place, "image")
+    transforms = [
+        lambda image: image,
+        reference_views.flipped,
+        reference_views.grey,
+        lambda image: reference_views.turned(image, torch.pi / 8),
+    ]
+    expected = [sum(score_view(transform(image.double())) for transform in transforms) / 4 for image in images]
+    score = make(image_views=views)(images).pred_score
+    assert_close(score, reference.shown(torch.tensor(expected), *source).float(), **WITHIN)
+
+
+@pytest.mark.parametrize(("views", "weights"), [(["flip"], (0, 1)), (["image", "flip", "image"], (2, 1))])
+def test_each_view_counts_as_often_as_it_is_listed(views, weights, make, source, images, score_view):
+    pairs = [(score_view(image.double()), score_view(reference_views.flipped(image))) for image in images]
+    expected = [(weights[0] * itself + weights[1] * flipped) / sum(weights) for itself, flipped in pairs]
+    score = make(image_views=views)(images).pred_score
+    assert_close(score, reference.shown(torch.tensor(expected), *source).float(), **WITHIN)
+
+
+@pytest.mark.parametrize("fraction", FRACTIONS)
+def test_the_map_scores_the_image(fraction, make, source, images, published):
+    expected = torch.tensor([mean_of_highest(each, fraction) for each in published[1]])
+    score = make(image_score="map", top_fraction=fraction)(images).pred_score
+    assert_close(score, reference.shown(expected, *source).float(), **WITHIN)
+
+
+@pytest.mark.parametrize("fraction", [0, 0.1])
+@pytest.mark.parametrize("views", ["single", "paper"])
+def test_both_is_the_mean_of_token_and_map(views, fraction, make, source, images, published, over_the_papers_views):
+    of_token = published[0] if views == "single" else over_the_papers_views
+    of_map = torch.tensor([mean_of_highest(each, fraction) for each in published[1]])
+    expected = reference.shown((of_token + of_map) / 2, *source).float()
+    score = make(image_score="both", image_views=views, top_fraction=fraction)(images).pred_score
+    assert_close(score, expected, **WITHIN)
+
+
+def test_the_three_scores_differ(make, images):
+    scores = torch.stack([make(image_score=score)(images).pred_score for score in SCORES])
+    assert torch.pdist(scores, p=float("inf")).min() > 1e-3
+
+
+@pytest.mark.parametrize("fraction", [0.1, 1])
+def test_the_fraction_does_not_touch_the_token(fraction, make, images):
+    assert torch.equal(make(top_fraction=fraction)(images).pred_score, make()(images).pred_score)
+
+
+@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("views", VIEWS)
+def test_the_map_is_of_the_image_alone(views, score, make, images, source, published):
+    found = make(image_views=views, image_score=score, top_fraction=0.1)(images).anomaly_map
+    assert torch.equal(found, make()(images).anomaly_map)
+    assert_close(found, reference.shown(published[1], *source).float(), **WITHIN)
+
+
+@pytest.mark.parametrize(
+    ("options", "lengths"),
+    [
+        ({}, []),
+        ({"image_views": ["image", "image"]}, []),
+        ({"image_views": ["flip"]}, [3]),
+        ({"image_views": ["flip", "image", "grey"]}, [6]),
+        ({"image_views": "paper"}, [30, 30, 3]),
+        ({"image_views": "paper", "image_score": "both"}, [30, 30, 3]),
+        ({"image_views": "paper", "image_score": "map"}, []),
+    ],
+)
+def test_other_views_take_the_ordinary_path_only(options, lengths, make, images, traffic):
+    model = deepcopy(make(**options))
+    two_paths, ordinary = traffic(model)
+    model(images)
+    assert two_paths == [3]
+    assert ordinary == lengths
+
+
+@settings(max_examples=5, deadline=None)
+@given(seed=st.integers(0, 2**31), number=st.integers(1, 5), order=st.randoms(use_true_random=False))
+def test_a_score_does_not_depend_on_neighbours_or_place(make, seed, number, order):
+    model, images = make(image_views="paper", image_score="both"), noise(number, 3, 32, 32, seed=seed)
+    places = list(range(number))
+    order.shuffle(places)
+    together = model(images[places])
+    assert torch.equal(together.pred_score, model(images[places].clone()).pred_score)
+    for position, place in enumerate(places):
+        assert_close(together.pred_score[position], model(images[place : place + 1]).pred_score[0], **WITHIN)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_views_in_half_precision_give_float32(dtype, make, images):
+    model = make(image_views="paper", image_score="both")
+    full = model(images)
+    with torch.autocast("cpu", dtype):
+        mixed = model(images)
+    half = deepcopy(model).to(dtype)(images)
+    for result in (mixed, half):
+        assert result.pred_score.dtype == torch.float32
+        assert_close(result.pred_score, full.pred_score, atol=2e-2, rtol=0)
+
+
+def test_inference_mode_gives_the_same_bits_over_views(make, images):
+    model = make(image_views="paper", image_score="both")
+    with torch.inference_mode():
+        inside = model(images)
+    assert torch.equal(inside.pred_score, model(images).pred_score)
+
+
+def test_views_fit_a_tower_that_is_not_square(weights_of):
+    model = AnoVLModel("tiny-wide", weights_of("tiny-wide"), "bottle", image_views="paper")
+    result = model(noise(2, 3, 32, 48))
+    assert result.pred_score.shape == (2,)
+    assert result.pred_score.isfinite().all()
+
+
+BAD_ARGUMENTS = {
+    "score": ({"image_score": "mean"}, "^image_score is 'mean', but must be one of global, map, both$"),
+    "no score": ({"image_score": None}, "^image_score is None, but must be one of global, map, both$"),
+    "a list of scores": ({"image_score": ["map"]}, r"^image_score is \['map'\], but must be one of global, map, both$"),
+    **{f"fraction {each}": ({"top_fraction": each}, FRACTION_MESSAGE.format(each)) for each in WRONG_FRACTIONS},
+    "set of views": ({"image_views": "all"}, "^image_views is 'all', but must be single, paper or a list such as"),
+    "no views": ({"image_views": []}, "^image_views is an empty list; leave it out, or name at least one view"),
+    "view": ({"image_views": ["image", "rotate"]}, "^the view 'rotate' is none of: image, rotate DEGREES,"),
+}
+
+
+@pytest.mark.parametrize("kind", [AnoVLModel, AnoVL])
+@pytest.mark.parametrize("case", BAD_ARGUMENTS)
+def test_bad_arguments_are_refused_before_anything_is_loaded(case, kind):
+    options, message = BAD_ARGUMENTS[case]
+    with pytest.raises(ValueError, match=message) as caught:
+        kind("no such clip", None, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_paper_is_not_the_default(make):
+    model = make()
+    assert (model.num_views, model.other_views, model.image_score, model.top_fraction) == (1, (), "global", 0)
+
+
+class Run(NamedTuple):
+    """A test run with views and what it left behind."""
+
+    model: AnoVL
+    metrics: dict[str, float]
+    checkpoint: Path
+
+
+@pytest.fixture(scope="module")
+def run(source, tmp_path_factory):
+    root = tmp_path_factory.mktemp("run")
+    model = AnoVL(*source, visualizer=False, **SETTINGS)
+    metrics = run_test(model, root / "results", trees.mvtec(root / "data"))
+    (checkpoint,) = (root / "results").rglob("weights/lightning/*.ckpt")
+    return Run(model, metrics, checkpoint)
+
+
+def test_the_engine_scores_over_views_and_map(run, make, images):
+    assert set(run.metrics) == {"image_AUROC", "image_F1Score", "pixel_AUROC", "pixel_F1Score"}
+    assert all(0 <= value <= 1 for value in run.metrics.values())
+    found, expected = run.model.model(images), make(**SETTINGS)(images)
+    assert_close(found.pred_score, expected.pred_score, **WITHIN)
+    assert_close(found.anomaly_map, expected.anomaly_map, **WITHIN)
+
+
+def test_a_checkpoint_brings_the_settings_back(run, images, tmp_path):
+    saved = torch.load(run.checkpoint, weights_only=True)["hyper_parameters"]
+    assert {name: saved[name] for name in SETTINGS} == SETTINGS
+    loaded = AnoVL.load_from_checkpoint(run.checkpoint)
+    assert loaded.model.num_views == 2
+    assert (loaded.model.image_score, loaded.model.top_fraction) == ("both", 0.25)
+    assert torch.equal(loaded.model(images).pred_score, run.model.model(images).pred_score)
+    bare = trees.write_bare(tmp_path / "bare")
+    expected = run_predict(run.model, tmp_path / "one", data_path=bare)
+    assert_same(run_predict(loaded, tmp_path / "two", data_path=bare), expected)
+
+
+def test_the_settings_can_be_changed_when_a_checkpoint_is_loaded(run, make, images):
+    options = {"image_views": "paper", "image_score": "global"}
+    loaded = AnoVL.load_from_checkpoint(run.checkpoint, **options)
+    assert_close(loaded.model(images).pred_score, make(**options)(images).pred_score, **WITHIN)

@@ -1,0 +1,215 @@
+"""The whole model against the slow reference, and what it promises whoever calls it."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from anovl_plugin import torch_model
+from anovl_plugin.torch_model import AnoVLModel
+from anovl_plugin.vision.backbone import load_backbone
+from tests.conftest import TINY
+from tests.helpers import reference
+
+WITHIN = {"atol": 1e-5, "rtol": 0}
+
+
+def images_for(model, number, seed=0):
+    return torch.randn(number, 3, *model.image_size, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def square(weights_of):
+    """Give a model that no test changes."""
+    return AnoVLModel("tiny-square", weights_of("tiny-square"), "bottle")
+
+
+@pytest.fixture
+def own(weights_of):
+    """Give a model without a class, to be changed."""
+    return AnoVLModel("tiny-square", weights_of("tiny-square"))
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_scores_and_maps_equal_the_reference(name, weights_of):
+    model = AnoVLModel(name, weights_of(name), "bottle")
+    images = images_for(model, 2)
+    result = model(images)
+    scores, maps = reference.published(name, weights_of(name), images, "bottle")
+    assert result.pred_score.dtype == result.anomaly_map.dtype == torch.float32
+    assert_close(result.pred_score, reference.shown(scores, name, weights_of(name)).float(), **WITHIN)
+    assert_close(result.anomaly_map, reference.shown(maps, name, weights_of(name)).float(), **WITHIN)
+
+
+@pytest.mark.parametrize(("class_name", "domain"), [("leather", "auto"), ("metal_nut", "texture")])
+def test_class_and_domain_reach_the_prompts(own, weights_of, class_name, domain):
+    own.setup(class_name, domain)
+    images, source = images_for(own, 1), ("tiny-square", weights_of("tiny-square"))
+    scores, maps = reference.published(*source, images, class_name, domain)
+    result = own(images)
+    assert_close(result.pred_score, reference.shown(scores, *source).float(), **WITHIN)
+    assert_close(result.anomaly_map, reference.shown(maps, *source).float(), **WITHIN)
+
+
+def test_shapes_and_range(square):
+    result = square(images_for(square, 3))
+    assert result.pred_score.shape == (3,)
+    assert result.anomaly_map.shape == (3, 1, 32, 32)
+    for values in (result.pred_score, result.anomaly_map):
+        assert ((values > 0) & (values < 1)).all()
+
+
+def test_model_says_how_images_must_be_prepared(square, weights_of):
+    loaded = load_backbone("tiny-square", weights_of("tiny-square"))
+    assert (square.image_size, square.mean, square.std) == (loaded.image_size, loaded.mean, loaded.std)
+
+
+def test_another_image_size_reaches_the_map(weights_of):
+    model = AnoVLModel("tiny-square", weights_of("tiny-square"), "bottle", image_size=(48, 24))
+    assert model(images_for(model, 1)).anomaly_map.shape == (1, 1, 48, 24)
+
+
+def test_second_class_rebuilds_the_bank(own, weights_of):
+    own.setup("bottle")
+    first, score = own.text_bank.states.clone(), own(images_for(own, 1)).pred_score
+    own.setup("leather")
+    assert (own.class_name, own.domain) == ("leather", "auto")
+    assert (own.text_bank.states - first).abs().max() > 1e-4
+    assert (own(images_for(own, 1)).pred_score - score).abs().max() > 1e-7
+    fresh = AnoVLModel("tiny-square", weights_of("tiny-square"), "leather")
+    assert torch.equal(own.text_bank.states, fresh.text_bank.states)
+    assert torch.equal(own.text_bank.prompts, fresh.text_bank.prompts)
+
+
+def test_second_domain_rebuilds_the_bank(own):
+    own.setup("bottle", "object")
+    first = own.text_bank.states.clone()
+    own.setup("bottle", "texture")
+    assert (own.text_bank.states - first).abs().max() > 1e-4
+
+
+def test_same_class_does_not_rebuild_the_bank(own, monkeypatch):
+    own.setup("bottle")
+    states = own.text_bank.states
+
+    def refuse(*_):
+        pytest.fail("the text tower was loaded again")
+
+    monkeypatch.setattr(torch_model, "load_backbone", refuse)
+    own.setup("bottle")
+    assert own.text_bank.states is states
+
+
+def test_text_tower_is_let_go_once_the_bank_is_built(own):
+    assert len(own._text_tower) == 1
+    keys = set(own.state_dict())
+    assert keys == {f"visual.{key}" for key in own.visual.state_dict()} | {"text_bank.states", "text_bank.prompts"}
+    own.setup("bottle")
+    assert own._text_tower == ()
+    assert set(own.state_dict()) == keys
+    assert {id(weight) for weight in own.parameters()} == {id(weight) for weight in own.visual.parameters()}
+    own.setup("leather")
+    assert own._text_tower == ()
+
+
+def test_nothing_is_trained(square):
+    assert not any(weight.requires_grad for weight in square.parameters())
+    images = images_for(square, 1).requires_grad_()
+    assert not square(images).anomaly_map.requires_grad
+
+
+def test_a_class_that_fails_leaves_the_last_one_in_place(own):
+    own.setup("bottle")
+    states = own.text_bank.states.clone()
+    with pytest.raises(ValueError, match="use a shorter class_name"):
+        own.setup("rust " * 80)
+    with pytest.raises(ValueError, match="class_name is ' '"):
+        own.setup(" ")
+    assert own.class_name == "bottle"
+    assert torch.equal(own.text_bank.states, states)
+    own.setup("leather")
+    assert own.class_name == "leather"
+
+
+def test_without_a_class_nothing_is_scored(own):
+    with pytest.raises(RuntimeError, match=r"^the model has no text bank yet; give class_name or call setup"):
+        own(images_for(own, 1))
+
+
+@pytest.mark.parametrize("size", [(40, 32), (32, 40), (16, 64)])
+def test_images_of_another_size_are_refused(square, size):
+    message = rf"^images are \({size[0]}, {size[1]}\) pixels, but the model takes \(32, 32\); resize them$"
+    with pytest.raises(ValueError, match=message):
+        square(torch.zeros(1, 3, *size))
+
+
+@pytest.mark.parametrize("class_name", [None, "bottle"])
+def test_an_unknown_domain_is_refused_before_anything_is_loaded(class_name):
+    with pytest.raises(ValueError, match="domain is 'wood', but must be one of"):
+        AnoVLModel("no such clip", None, class_name, domain="wood")
+
+
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 2**31), number=st.integers(1, 5), order=st.randoms(use_true_random=False))
+def test_a_result_does_not_depend_on_its_neighbours_or_its_place(square, seed, number, order):
+    images, places = images_for(square, number, seed), list(range(number))
+    order.shuffle(places)
+    together = square(images[places])
+    for position, place in enumerate(places):
+        alone = square(images[place : place + 1])
+        assert_close(together.pred_score[position], alone.pred_score[0], **WITHIN)
+        assert_close(together.anomaly_map[position], alone.anomaly_map[0], **WITHIN)
+
+
+@settings(max_examples=5, deadline=None)
+@given(seed=st.integers(0, 2**31), number=st.integers(1, 4))
+def test_the_same_batch_gives_the_same_bits(square, seed, number):
+    images = images_for(square, number, seed)
+    first = square(images)
+    square(images_for(square, 2, seed + 1))
+    second = square(images.clone())
+    assert torch.equal(first.pred_score, second.pred_score)
+    assert torch.equal(first.anomaly_map, second.anomaly_map)
+
+
+def test_inference_mode_gives_the_same_bits(square):
+    images = images_for(square, 2)
+    with torch.inference_mode():
+        inside = square(images)
+    assert torch.equal(inside.pred_score, square(images).pred_score)
+    assert torch.equal(inside.anomaly_map, square(images).anomaly_map)
+
+
+def test_a_class_set_up_in_inference_mode_can_be_used_and_changed_outside(own):
+    with torch.inference_mode():
+        own.setup("bottle")
+        own(images_for(own, 1))
+    own(images_for(own, 1))
+    own.setup("leather")
+    own.half().float()
+    assert own.text_bank.states.dtype == torch.float32
+
+
+def test_autocast_gives_float32_close_to_the_full_precision(square):
+    images = images_for(square, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        result = square(images)
+    assert result.pred_score.dtype == result.anomaly_map.dtype == torch.float32
+    full = square(images)
+    assert_close(result.pred_score, full.pred_score, atol=2e-2, rtol=0)
+    assert_close(result.anomaly_map, full.anomaly_map, atol=2e-2, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_in_half_precision_gives_float32(own, square, dtype):
+    own.setup("bottle")
+    own.to(dtype)
+    images = images_for(own, 4)
+    result, full = own(images.to(dtype)), square(images)
+    assert own.visual.proj.dtype == dtype
+    assert result.pred_score.dtype == result.anomaly_map.dtype == torch.float32
+    assert_close(result.pred_score, full.pred_score, atol=2e-2, rtol=0)
+    assert_close(result.anomaly_map, full.anomaly_map, atol=2e-2, rtol=0)
+    own.setup("leather")
+    assert own.text_bank.states.dtype == torch.float32

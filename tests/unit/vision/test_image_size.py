@@ -1,0 +1,71 @@
+"""Image sizes other than the one an architecture was made for."""
+
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from anovl_plugin.vision.backbone import BackboneError, load_backbone
+
+
+@pytest.fixture
+def square(weights_of):
+    return weights_of("tiny-square")
+
+
+def interpolated(weights: str, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
+    """Lay out the position embeddings of a file over a grid and resample them to another."""
+    positions = load_file(weights)["visual.positional_embedding"]
+    image = positions[1:].unflatten(0, grid).permute(2, 0, 1)[None]
+    image = F.interpolate(image, new_grid, mode="bicubic", antialias=True)[0]
+    return torch.cat([positions[:1], image.flatten(1).T])
+
+
+@pytest.mark.parametrize(
+    ("size", "heights", "widths"),
+    [
+        ((30, 32), (24, 32), (32, 40)),
+        (33, (32, 40), (32, 40)),
+        ((32, 7), (32, 40), (8,)),
+        ((17, 95), (16, 24), (88, 96)),
+    ],
+)
+def test_a_size_that_cuts_patches_is_refused_with_the_nearest(square, size, heights, widths):
+    with pytest.raises(ValueError, match="must be multiples of the patches of 'tiny-square'") as caught:
+        load_backbone("tiny-square", square, size)
+    assert "\n" not in str(caught.value)
+    assert f"(8 pixels); nearest heights {heights}, nearest widths {widths}" in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [0, -8, (32, 0), (32, -8), (32, 32, 32), (32,)])
+def test_a_size_that_is_none_is_refused(square, size):
+    message = f"image_size is {size!r}, but must be a positive number of pixels or a pair"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        load_backbone("tiny-square", square, size)
+
+
+@pytest.mark.parametrize("size", [32, 64, (48, 64), (24, 80), [40, 32], (16, 64), (64, 16)])
+def test_position_embeddings_are_interpolated_over_the_grid(square, size):
+    height, width = (size, size) if isinstance(size, int) else size
+    loaded = load_backbone("tiny-square", square, size)
+    expected = interpolated(square, (4, 4), (height // 8, width // 8))
+    assert loaded.image_size == (height, width)
+    assert loaded.visual.grid_size == (height // 8, width // 8)
+    assert_close(loaded.visual.positional_embedding, expected, atol=1e-5, rtol=0)
+    assert loaded.visual(torch.zeros(1, 3, height, width)).shape == (1, 24)
+
+
+@pytest.mark.parametrize("size", [(32, 48), (48, 32), (64, 96)])
+def test_a_wide_architecture_is_interpolated_or_refused(weights_of, size):
+    weights = weights_of("tiny-wide")
+    try:
+        loaded = load_backbone("tiny-wide", weights, size)
+    except BackboneError:
+        assert size != (32, 48)
+        return
+    expected = interpolated(weights, (2, 3), (size[0] // 16, size[1] // 16))
+    assert_close(loaded.visual.positional_embedding, expected, atol=1e-5, rtol=0)

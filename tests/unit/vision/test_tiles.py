@@ -1,0 +1,184 @@
+"""Large images in tiles, against a slow reference, and what must not depend on how they are cut."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.testing import assert_close
+
+from anovl_plugin import AnoVL, AnoVLModel, torch_model
+from anovl_plugin.scoring.adaptation import Adaptation
+from anovl_plugin.vision.tiles import OVERLAP, make_tiler, short_side
+from tests.helpers import reference, trees
+from tests.helpers.runs import run_predict, run_test
+
+TILE = 32
+WITHIN = {"atol": 1e-5, "rtol": 0}
+
+
+@pytest.fixture(scope="module")
+def make(weights_of):
+    def make_model(**options: object) -> AnoVLModel:
+        return AnoVLModel("tiny-square", weights_of("tiny-square"), "bottle", **options)
+
+    return make_model
+
+
+def pictures(number: int, height: int, width: int) -> Tensor:
+    return torch.randn(number, 3, height, width, generator=torch.Generator().manual_seed(height))
+
+
+def corners(side: int, count: int) -> list[int]:
+    """Spread tiles evenly from one border to the other."""
+    return [round(i * (side - TILE) / max(count - 1, 1)) for i in range(count)]
+
+
+def averaged(weights: str, images: Tensor, counts: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Score each tile as an image of its own and average pixel by pixel: VisA's procedure."""
+    height, width = images.shape[-2:]
+    total, seen, scores = torch.zeros(len(images), 1, height, width).double(), torch.zeros(height, width), []
+    for y, x in itertools.product(corners(height, counts[0]), corners(width, counts[1])):
+        tiles = images[:, :, y : y + TILE, x : x + TILE]
+        score, tile_map = reference.published("tiny-square", weights, tiles, "bottle")
+        total[:, :, y : y + TILE, x : x + TILE] += tile_map.view(len(images), 1, TILE, TILE)
+        seen[y : y + TILE, x : x + TILE] += 1
+        scores.append(score)
+    return torch.stack(scores).mean(0), total / seen
+
+
+# Sides where an even spacing ends at the border, so that no pixel row has to be repeated.
+@pytest.mark.parametrize(
+    ("tiling", "size", "counts"),
+    [(1, (32, 44), (1, 2)), (1, (50, 32), (2, 1)), (1, (32, 32), (1, 1)), (2, (56, 72), (2, 3)), (1, (32, 80), (1, 3))],
+)
+def test_maps_and_scores_equal_the_reference(tiling, size, counts, make, weights_of):
+    images, source = pictures(2, *size), ("tiny-square", weights_of("tiny-square"))
+    result = make(tiling=tiling)(images)
+    scores, maps = averaged(source[1], images, counts)
+    assert_close(result.pred_score, reference.shown(scores, *source).float(), **WITHIN)
+    assert_close(result.anomaly_map, reference.shown(maps, *source).float(), **WITHIN)
+
+
+@given(st.integers(32, 400), st.integers(32, 400))
+def test_tiles_cover_everything_and_overlap(height, width):
+    tiler = make_tiler((height, width), TILE)
+    image = torch.stack(torch.meshgrid(torch.arange(float(height)), torch.arange(float(width)), indexing="ij"))[None]
+    tiles = tiler.tile(image)
+    for side, stride, count in (
+        (height, tiler.stride_h, tiler.num_patches_h),
+        (width, tiler.stride_w, tiler.num_patches_w),
+    ):
+        assert count == 1 or stride <= TILE * (1 - OVERLAP)
+        # The fewest tiles that do.
+        assert count == 1 or (count - 2) * TILE * (1 - OVERLAP) + TILE < side
+        # Fewer pixel rows are repeated than there are tiles.
+        assert 0 <= TILE + (count - 1) * stride - side < max(count - 1, 1)
+    # Every pixel was in a tile, and is at its place again; where pixel rows were repeated, within one pixel.
+    assert_close(tiler.untile(tiles), image, rtol=0, atol=1)
+
+
+@given(st.integers(1, 9), st.sampled_from([32, 96, 224, 240]))
+def test_the_short_side_holds_as_many_tiles_as_asked(tiling, tile):
+    side = short_side(tile, tiling)
+    tiler = make_tiler((side, side), tile)
+    assert tiler.tile(torch.empty(1, 1, side, side)).shape[0] == tiling**2
+
+
+def test_an_image_of_one_tile_is_scored_as_without_tiles(make):
+    images = pictures(2, TILE, TILE)
+    for one, other in zip(make(tiling=1)(images)[:2], make()(images)[:2], strict=True):
+        assert_close(one, other, rtol=0, atol=0)
+
+
+def test_images_do_not_see_each_other(make):
+    model, images = make(tiling=1, image_score="both"), pictures(3, 32, 70)
+    together, alone = model(images), [model(image[None]) for image in images]
+    assert_close(together.pred_score, torch.cat([result.pred_score for result in alone]), **WITHIN)
+    assert_close(together.anomaly_map, torch.cat([result.anomaly_map for result in alone]), **WITHIN)
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_few_tiles_go_through_the_tower_at_once(count, make, monkeypatch):
+    sizes, model, images = [], make(tiling=1), pictures(2, 32, 120)
+    expected = model(images)
+    look = torch_model.value_wise_forward
+    monkeypatch.setattr(torch_model, "BATCH_SIZE", count)
+    monkeypatch.setattr(
+        torch_model, "value_wise_forward", lambda visual, part: (sizes.append(len(part)), look(visual, part))[1]
+    )
+    result = model(images)
+    assert max(sizes) == count
+    assert sum(sizes) == 2 * 5
+    assert_close(result.anomaly_map, expected.anomaly_map, **WITHIN)
+
+
+def test_views_of_each_tile_are_averaged(make):
+    views, images = ["image", "flip", "rotate 90"], pictures(2, 32, 44)
+    result = make(tiling=1, image_views=views)(images)
+    whole = make(image_views=views)
+    margins = [
+        whole._image_margins(tile, whole._look(tile).image, tile[:, :1], 1)
+        for tile in (images[..., :32], images[..., 12:])
+    ]
+    expected = torch_model.spread(torch.stack(margins).mean(0), whole.score_unit)
+    assert_close(result.pred_score, expected, **WITHIN)
+
+
+def test_the_map_score_is_that_of_the_whole_map(make):
+    result = make(tiling=1, image_score="map")(pictures(2, 32, 70))
+    assert_close(result.pred_score, result.anomaly_map.flatten(1).max(1).values)
+
+
+class Shift(Adaptation):
+    """Take the mean token of an image off, and remember what was seen."""
+
+    batch_size = 1
+
+    def __init__(self) -> None:
+        self.seen = []
+
+    def adapt(self, tokens: Tensor, text_bank: object) -> Tensor:
+        del text_bank
+        self.seen.append(tokens.shape)
+        return tokens - tokens.mean(1, keepdim=True)
+
+
+def test_adaptation_sees_all_tiles_of_an_image_together(make):
+    adaptation, images = Shift(), pictures(2, 32, 44)
+    model = make(tiling=1, adaptation=adaptation)
+    result = model(images)
+    assert adaptation.seen == [(1, 2 * 16, model.visual.output_dim)] * 2
+    local = [model._look(tile).local for tile in (images[..., :32], images[..., 12:])]
+    mean = torch.cat(local, dim=1).mean(1, keepdim=True)
+    margins = [torch_model.abnormality_margin(part - mean, model.text_bank.states) for part in local]
+    left = torch_model.margin_map(margins[0], model.visual.grid_size, model.image_size)
+    assert_close(result.anomaly_map[..., :12], torch_model.spread(left, model.score_unit)[..., :12], **WITHIN)
+
+
+def test_errors(make, weights_of):
+    with pytest.raises(ValueError, match=r"images are \(20, 50\) pixels, but tiles are 32 × 32; resize the short side"):
+        make(tiling=1)(pictures(1, 20, 50))
+    for tiling in (0, -1, 1.5, True, "strip"):
+        with pytest.raises(ValueError, match=f"tiling is {tiling!r}, but must be a number of tiles"):
+            make(tiling=tiling)
+    with pytest.raises(ValueError, match=r"image_size is \(32, 48\), but tiles are square"):
+        make(tiling=1, image_size=(32, 48))
+    model = AnoVL("tiny-square", weights_of("tiny-square"), class_name="bottle", tiling=1)
+    for export in (model.to_onnx, model.to_openvino):
+        with pytest.raises(ValueError, match=r"how many tiles there are, and input_size is not given"):
+            export("nowhere")
+
+
+def test_on_the_engine(weights_of, tmp_path):
+    images = trees.write_bare(tmp_path / "bare")
+    model = AnoVL("tiny-square", weights_of("tiny-square"), class_name="bolt", tiling=2, visualizer=False)
+    found = run_predict(model, tmp_path / "predict", data_path=images)
+    assert min(found.map.shape[-2:]) == short_side(TILE, 2)
+    data = trees.MVTecAD(trees.write_mvtec(tmp_path / "data"), "bottle", eval_batch_size=2, num_workers=0)
+    metrics = run_test(model, tmp_path / "test", data)
+    assert {"image_AUROC", "pixel_AUROC"} <= set(metrics)
+    (checkpoint,) = (tmp_path / "test").rglob("*.ckpt")
+    assert AnoVL.load_from_checkpoint(checkpoint).model.tiling == 2
