@@ -117,7 +117,7 @@ class AnoVLModel(nn.Module):
             return
         ensemble = prompt_ensemble(class_name, domain)
         tower = self._take_text_tower()
-        self.text_bank.build(tower.to(self.text_bank.states.device), ensemble)
+        self.text_bank.build(tower.to(self.text_bank.state_embeddings.device), ensemble)
         self.class_name, self.domain = class_name, domain
 
     def adopt_text_bank(self, class_name: str | None, domain: Domain) -> None:
@@ -181,21 +181,21 @@ class AnoVLModel(nn.Module):
             # All tiles of an image are adapted to together.
             whole = local.unflatten(0, (-1, number)).flatten(1, 2)
             local = adapt_tokens(self.adaptation, whole, self.text_bank).view_as(local)
-        margins = abnormality_margin(local, self.text_bank.states)
+        margins = abnormality_margin(local, self.text_bank.state_embeddings)
         return margin_map(margins, self.visual.grid_size, self.image_size)
 
     def _image_margins(self, tiles: Tensor, token: Tensor, anomaly_map: Tensor, number: int) -> Tensor:
         if self.image_score == "map":
             return map_score(anomaly_map, self.top_fraction)
         others = sum_over_views(self._view_margins, tiles, self.other_views)
-        itself = abnormality_margin(token, self.text_bank.states) * (self.num_views - len(self.other_views))
+        itself = abnormality_margin(token, self.text_bank.state_embeddings) * (self.num_views - len(self.other_views))
         margins = ((itself + others) / self.num_views).unflatten(0, (-1, number)).mean(1)
         if self.image_score == "both":
             return (margins + map_score(anomaly_map, self.top_fraction)) / 2
         return margins
 
     def _view_margins(self, images: Tensor) -> Tensor:
-        return abnormality_margin(image_forward(self.visual, images), self.text_bank.states)
+        return abnormality_margin(image_forward(self.visual, images), self.text_bank.state_embeddings)
 
     def _take_text_tower(self) -> TextTower:
         if not self._text_tower:

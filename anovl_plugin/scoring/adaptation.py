@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import AdamW
 
+from anovl_plugin.scoring.scores import cosine_difference
 from anovl_plugin.text.text_bank import TextBank
 
 
@@ -95,19 +96,6 @@ def adapt_tokens(adaptation: Adaptation, tokens: Tensor, text_bank: TextBank) ->
         msg = f"the adaptation of {count} of {len(finite)} images is not finite; their maps are training-free"
         warnings.warn(msg, RuntimeWarning, stacklevel=2)
     return torch.where(finite[:, None, None], adapted.float(), start)
-
-
-def log_odds(tokens: Tensor, states: Tensor) -> Tensor:
-    """Give log p(abnormal) − log p(normal) of tokens: the difference of their cosines with the two states.
-
-    Args:
-        tokens: of any length, shape (..., C).
-        states: unit vectors of "normal" and "abnormal", shape (2, C).
-
-    Returns:
-        Differences in [−2, 2], shape (...,).
-    """
-    return (tokens @ (states[1] - states[0])) / torch.linalg.vector_norm(tokens, dim=-1)
 
 
 def soft_label_loss(clean: Tensor, noisy: Tensor) -> Tensor:
@@ -187,7 +175,7 @@ class ResidualAdapter(Adaptation):
             # On the CPU for any device, so that they all draw the same; Lightning changes torch's default precision.
             noise = torch.randn(tokens.shape[1:], generator=generator, dtype=torch.float32, device="cpu")
             both = torch.cat([tokens, tokens + self.noise * noise.to(tokens)], dim=1)
-            odds = log_odds(self._residual(both, parameters, text_bank), text_bank.states)
+            odds = cosine_difference(self._residual(both, parameters, text_bank), text_bank.state_embeddings)
             optimizer.zero_grad()
             soft_label_loss(odds[:, :num_patches], odds[:, num_patches:]).sum().backward()
             optimizer.step()
@@ -214,11 +202,11 @@ class TextAdapter(ResidualAdapter):
 
     def outputs(self, text_bank: TextBank) -> int:
         """Give K."""
-        return len(text_bank.prompts)
+        return len(text_bank.prompt_embeddings)
 
     def finish(self, hidden: Tensor, text_bank: TextBank) -> Tensor:
         """Mix the prompts: tanh(hidden) T."""
-        return hidden.tanh() @ text_bank.prompts
+        return hidden.tanh() @ text_bank.prompt_embeddings
 
 
 class LinearAdapter(ResidualAdapter):
@@ -226,7 +214,7 @@ class LinearAdapter(ResidualAdapter):
 
     def outputs(self, text_bank: TextBank) -> int:
         """Give C."""
-        return text_bank.states.shape[-1]
+        return text_bank.state_embeddings.shape[-1]
 
     def finish(self, hidden: Tensor, text_bank: TextBank) -> Tensor:  # noqa: ARG002 - the text has no part in it
         """Take the sum as it is."""

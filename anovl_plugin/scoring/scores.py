@@ -14,6 +14,25 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
+def cosine_difference(tokens: Tensor, states: Tensor) -> Tensor:
+    """Return cos(token, abnormal) − cos(token, normal), which is log p(abnormal) − log p(normal) at temperature 1.
+
+    Args:
+        tokens: Tokens in the joint space, of any length, shape (..., C).
+        states: Unit vectors of "normal" and "abnormal", shape (2, C).
+
+    Returns:
+        Differences in [−2, 2], shape (...,), in the dtype of the tokens. A zero token gives 0.
+
+    Example:
+        >>> cosine_difference(torch.tensor([[5.0, 0.0], [0.0, 3.0], [0.0, 0.0]]), torch.eye(2))
+        tensor([-1.,  1.,  0.])
+    """
+    shortest = max(torch.finfo(tokens.dtype).tiny, 1e-12)  # 1e-12 is 0 in float16.
+    lengths = torch.linalg.vector_norm(tokens, dim=-1).clamp_min(shortest)
+    return (tokens @ (states[1] - states[0])) / lengths
+
+
 def abnormality_margin(features: Tensor, states: Tensor) -> Tensor:
     """Compare tokens with the two states: m = p(abnormal) − ½, p = softmax of the cosines at temperature 1.
 
@@ -30,8 +49,7 @@ def abnormality_margin(features: Tensor, states: Tensor) -> Tensor:
         tensor([-0.2311,  0.0000,  0.2311])
     """
     with torch.autocast(features.device.type, enabled=False):
-        cosines = F.normalize(features.float(), dim=-1) @ states.float().T
-        return 0.5 * torch.tanh(0.5 * (cosines[..., 1] - cosines[..., 0]))
+        return 0.5 * torch.tanh(0.5 * cosine_difference(features.float(), states.float()))
 
 
 def margin_map(margins: Tensor, grid_size: tuple[int, int], image_size: tuple[int, int]) -> Tensor:

@@ -120,17 +120,17 @@ class TextBank(nn.Module):
         num_prompts: prompts of both states together, K.
 
     Attributes:
-        states: unit vectors of "normal" and "abnormal", shape (2, C).
-        prompts: each prompt's own unit vector, the normal ones first, shape (K, C).
+        state_embeddings: unit vectors of "normal" and "abnormal", shape (2, C).
+        prompt_embeddings: each prompt's own unit vector, the normal ones first, shape (K, C).
     """
 
-    states: Tensor
-    prompts: Tensor
+    state_embeddings: Tensor
+    prompt_embeddings: Tensor
 
     def __init__(self, width: int, num_prompts: int) -> None:
         super().__init__()
-        self.register_buffer("states", torch.zeros(2, width))
-        self.register_buffer("prompts", torch.zeros(num_prompts, width))
+        self.register_buffer("state_embeddings", torch.zeros(2, width))
+        self.register_buffer("prompt_embeddings", torch.zeros(num_prompts, width))
 
     def build(self, tower: TextTower, ensemble: PromptEnsemble) -> None:
         """Fill the bank from prompts, on the device of the text tower.
@@ -142,13 +142,13 @@ class TextBank(nn.Module):
         # The engine asks for a bank in inference mode, whose tensors no checkpoint could be loaded into afterwards.
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(tower.device.type, enabled=False):
             normal, abnormal = tower.encode(ensemble.normal), tower.encode(ensemble.abnormal)
-            self.states = torch.stack([state_embedding(normal), state_embedding(abnormal)])
-            self.prompts = F.normalize(torch.cat([normal, abnormal]), dim=-1)
+            self.state_embeddings = torch.stack([state_embedding(normal), state_embedding(abnormal)])
+            self.prompt_embeddings = F.normalize(torch.cat([normal, abnormal]), dim=-1)
 
     def copy(self) -> "TextBank":
         """Copy the bank to tensors of its own, which are no inference tensors if made outside of inference mode."""
-        bank = TextBank(self.states.shape[1], len(self.prompts))
-        bank.states, bank.prompts = self.states.clone(), self.prompts.clone()
+        bank = TextBank(self.state_embeddings.shape[1], len(self.prompt_embeddings))
+        bank.state_embeddings, bank.prompt_embeddings = self.state_embeddings.clone(), self.prompt_embeddings.clone()
         return bank
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TextBank":  # noqa: ARG002 - torch's signature

@@ -130,7 +130,7 @@ def test_a_class_set_up_in_inference_mode_can_be_adapted_to(kind, source):
         model.setup("bottle")
         inside = model(images_for(2))
     # So that a checkpoint can be loaded into it afterwards.
-    assert not model.text_bank.states.is_inference()
+    assert not model.text_bank.state_embeddings.is_inference()
     outside, plain = model(images_for(2)), AnoVLModel(*source, "bottle", adaptation=KINDS[kind]())(images_for(2))
     assert torch.equal(inside.anomaly_map, plain.anomaly_map)
     assert torch.equal(outside.anomaly_map, plain.anomaly_map)
