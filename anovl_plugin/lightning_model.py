@@ -21,8 +21,9 @@ from anovl_plugin.components.distributed import EachImageOnce
 from anovl_plugin.components.export import check_graph, check_openvino, quiet_exporter
 from anovl_plugin.components.post_processor import ZeroShotPostProcessor
 from anovl_plugin.components.pre_processor import ExactPreProcessor
+from anovl_plugin.config import from_config, to_config
 from anovl_plugin.registration import register
-from anovl_plugin.scoring.adaptation import Adaptation, adaptation_config, read_adaptation
+from anovl_plugin.scoring.adaptation import Adaptation
 from anovl_plugin.text.prompts import Domain
 from anovl_plugin.torch_model import AnoVLModel, ImageScore
 from anovl_plugin.vision.backbone import DEFAULT_BACKBONE, DEFAULT_PRETRAINED
@@ -95,9 +96,9 @@ class AnoVL(AnomalibModule):
         if isinstance(pretrained, Path):
             pretrained = str(pretrained)
         image_views, image_size = plain(image_views), plain(image_size)
-        adapter = read_adaptation(adaptation)
+        adapter = from_config(adaptation, Adaptation)
         # Hyper-parameters are taken from these names, and must be plain data.
-        adaptation = adaptation_config(adapter)
+        adaptation = to_config(adapter)
         # The default pre-processor depends on the CLIP, so it is made after the model.
         super().__init__(False, post_processor, evaluator, visualizer)
         self.model = AnoVLModel(

@@ -7,7 +7,8 @@ from anomalib.data import InferenceBatch
 from anomalib.data.utils.tiler import Tiler
 from torch import Tensor, nn
 
-from anovl_plugin.scoring.adaptation import Adaptation, adapt_tokens, read_adaptation
+from anovl_plugin.config import from_config
+from anovl_plugin.scoring.adaptation import Adaptation, adapt_tokens
 from anovl_plugin.scoring.scores import abnormality_margin, check_fraction, map_score, margin_map, spread
 from anovl_plugin.text.prompts import Domain, prompt_ensemble, resolve_domain
 from anovl_plugin.text.text_bank import TextBank, TextTower
@@ -84,7 +85,7 @@ class AnoVLModel(nn.Module):
         self.other_views = tuple(view for view in views if view is not same)
         self.image_score: ImageScore = image_score
         self.top_fraction = top_fraction
-        self.adaptation = read_adaptation(adaptation)
+        self.adaptation = from_config(adaptation, Adaptation)
         self._source = (backbone, pretrained, image_size)
         loaded = load_backbone(*self._source)
         self.visual = loaded.visual

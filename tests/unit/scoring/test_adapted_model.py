@@ -19,7 +19,7 @@ WITHIN = {"atol": 1e-5, "rtol": 0}
 KINDS = {"text": TextAdapter, "linear": LinearAdapter}
 both = pytest.mark.parametrize("kind", KINDS)
 # Strong enough to be seen in every number.
-STRONG = TextAdapter(steps=2, learning_rate=0.05, noise=0.5)
+STRONG = TextAdapter(steps=2, learning_rate=0.05, noise_std=0.5)
 
 
 @pytest.fixture(scope="module")
