@@ -63,8 +63,8 @@ class Noise(Dataset):
 def noisy_bank(width: int, count: int) -> TextBank:
     """Make a text bank of noise, which costs what a real one costs."""
     bank = TextBank(width, count)
-    bank.prompts = F.normalize(torch.randn(count, width), dim=-1)
-    bank.states = F.normalize(torch.randn(2, width), dim=-1)
+    bank.prompt_embeddings = F.normalize(torch.randn(count, width), dim=-1)
+    bank.state_embeddings = F.normalize(torch.randn(2, width), dim=-1)
     return bank
 
 

@@ -50,7 +50,7 @@ def bare(tmp_path_factory):
 
 
 def states_for(weights_of, class_name):
-    return AnoVLModel("tiny-square", weights_of("tiny-square"), class_name=class_name).text_bank.states
+    return AnoVLModel("tiny-square", weights_of("tiny-square"), class_name=class_name).text_bank.state_embeddings
 
 
 @pytest.mark.parametrize("kind", DATA)
@@ -122,27 +122,27 @@ def test_argument_beats_category(make, weights_of, bottles, tmp_path):
     model = make(class_name="bolt")
     quiet_engine(tmp_path).validate(model, datamodule=bottles(), verbose=False)
     assert model.model.class_name == "bolt"
-    assert_close(model.model.text_bank.states, states_for(weights_of, "bolt"))
+    assert_close(model.model.text_bank.state_embeddings, states_for(weights_of, "bolt"))
 
 
 def test_second_category_rebuilds_the_bank(make, weights_of, bottles, bare, tmp_path):
     model = make()
     quiet_engine(tmp_path).validate(model, datamodule=bottles(), verbose=False)
-    assert_close(model.model.text_bank.states, states_for(weights_of, "bottle"))
+    assert_close(model.model.text_bank.state_embeddings, states_for(weights_of, "bottle"))
     cables = trees.mvtec(tmp_path / "cables", "cable")
     quiet_engine(tmp_path).validate(model, datamodule=cables, verbose=False)
     run_predict(model, tmp_path, data_path=bare)
     assert model.model.class_name == "cable"
-    assert_close(model.model.text_bank.states, states_for(weights_of, "cable"))
+    assert_close(model.model.text_bank.state_embeddings, states_for(weights_of, "cable"))
 
 
 def test_bare_images_keep_the_bank_on_one_engine(make, bottles, bare, tmp_path):
     model, engine = make(), quiet_engine(tmp_path)
     engine.test(model, datamodule=bottles(), verbose=False)
-    states = model.model.text_bank.states
+    states = model.model.text_bank.state_embeddings
     gather(engine.predict(model, data_path=bare, return_predictions=True))
     assert model.model.class_name == "bottle"
-    assert model.model.text_bank.states is states
+    assert model.model.text_bank.state_embeddings is states
 
 
 def test_bare_images_show_an_object(make, bare, tmp_path):
@@ -201,7 +201,7 @@ def usual(weights_of, bare, tmp_path_factory):
     """Predict in single precision, to compare with, and give the text bank's states too."""
     model = AnoVL("tiny-square", weights_of("tiny-square"), class_name="bolt", visualizer=False)
     found = run_predict(model, tmp_path_factory.mktemp("usual"), data_path=bare)
-    return found, model.model.text_bank.states
+    return found, model.model.text_bank.state_embeddings
 
 
 @pytest.mark.parametrize("precision", ["32-true", "64-true", "16-true", "bf16-true", "bf16-mixed"])
@@ -209,8 +209,8 @@ def test_precision(precision, make, usual, bare, bottles, tmp_path):
     model, (expected, states) = make(class_name="bolt"), usual
     batches = quiet_engine(tmp_path, precision=precision).predict(model, data_path=bare, return_predictions=True)
     found = gather(batches)
-    assert found.score.dtype == found.map.dtype == model.model.text_bank.states.dtype == torch.float32
-    assert_close(model.model.text_bank.states, states, rtol=0, atol=0)
+    assert found.score.dtype == found.map.dtype == model.model.text_bank.state_embeddings.dtype == torch.float32
+    assert_close(model.model.text_bank.state_embeddings, states, rtol=0, atol=0)
     # Half precision moves the cosines in the third digit, and the spread scores by some hundredths.
     assert_close(found.score, expected.score, rtol=0, atol=1e-6 if precision[:2] in {"32", "64"} else 0.05)
     metrics = quiet_engine(tmp_path, precision=precision).test(model, datamodule=bottles(), verbose=False)
@@ -263,10 +263,10 @@ def test_images_of_another_size(make, bottles, tmp_path):
 def test_a_failed_name_leaves_the_model_usable(make):
     model = make(class_name="bolt")
     model.prepare_text_bank()
-    states = model.model.text_bank.states
+    states = model.model.text_bank.state_embeddings
     with pytest.raises(ValueError, match="use a shorter"):
         model.model.setup("x " * 90)
     assert model.model.class_name == "bolt"
-    assert model.model.text_bank.states is states
+    assert model.model.text_bank.state_embeddings is states
     model.model.setup("nut")
     assert model.model.class_name == "nut"

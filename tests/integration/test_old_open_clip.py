@@ -41,7 +41,7 @@ for name in names:
     results[name] = {
         "images": images, "image": tokens.image, "local": tokens.local, "open_clip": loaded.visual(images),
         "cut": tower.encode(sentences), "full": tower.encode(sentences, cut_context=False),
-        "states": model.text_bank.states, **model(images)._asdict(),
+        "states": model.text_bank.state_embeddings, **model(images)._asdict(),
     }
 torch.save(results, out)
 """
@@ -82,6 +82,6 @@ def test_cut_context_gives_what_the_full_one_gives(name, results):
 def test_model_gives_what_it_gives_on_this_open_clip(name, results, weights_of):
     found, model = results[name], AnoVLModel(name, weights_of(name), "bottle")
     here = model(found["images"])
-    assert_close(found["states"], model.text_bank.states, **WITHIN)
+    assert_close(found["states"], model.text_bank.state_embeddings, **WITHIN)
     assert_close(found["pred_score"], here.pred_score, **WITHIN)
     assert_close(found["anomaly_map"], here.anomaly_map, **WITHIN)

@@ -74,7 +74,7 @@ def test_checkpoint_holds_plain_data(run, weights_of):
 def test_checkpoint_leaves_the_tower_out(run):
     saved = torch.load(run.checkpoint, weights_only=True)
     assert not [name for name in saved["state_dict"] if name.startswith("model.visual.")]
-    bank = run.model.model.text_bank.prompts
+    bank = run.model.model.text_bank.prompt_embeddings
     assert run.checkpoint.stat().st_size < bank.numel() * bank.element_size() + 50_000
     assert sum(weight.numel() for weight in run.model.model.visual.parameters()) * 4 > 50_000
 
@@ -138,7 +138,7 @@ def test_loaded_model_learns_another_class(run, make):
     loaded, fresh = AnoVL.load_from_checkpoint(run.checkpoint), make()
     for model in (loaded, fresh):
         model.model.setup("cable")
-    assert_close(loaded.model.text_bank.states, fresh.model.text_bank.states, rtol=0, atol=0)
+    assert_close(loaded.model.text_bank.state_embeddings, fresh.model.text_bank.state_embeddings, rtol=0, atol=0)
 
 
 def test_checkpoint_of_a_changed_model(run, weights_of, tmp_path):

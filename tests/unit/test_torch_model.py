@@ -72,39 +72,42 @@ def test_another_image_size_reaches_the_map(weights_of):
 
 def test_second_class_rebuilds_the_bank(own, weights_of):
     own.setup("bottle")
-    first, score = own.text_bank.states.clone(), own(images_for(own, 1)).pred_score
+    first, score = own.text_bank.state_embeddings.clone(), own(images_for(own, 1)).pred_score
     own.setup("leather")
     assert (own.class_name, own.domain) == ("leather", "auto")
-    assert (own.text_bank.states - first).abs().max() > 1e-4
+    assert (own.text_bank.state_embeddings - first).abs().max() > 1e-4
     assert (own(images_for(own, 1)).pred_score - score).abs().max() > 1e-7
     fresh = AnoVLModel("tiny-square", weights_of("tiny-square"), "leather")
-    assert torch.equal(own.text_bank.states, fresh.text_bank.states)
-    assert torch.equal(own.text_bank.prompts, fresh.text_bank.prompts)
+    assert torch.equal(own.text_bank.state_embeddings, fresh.text_bank.state_embeddings)
+    assert torch.equal(own.text_bank.prompt_embeddings, fresh.text_bank.prompt_embeddings)
 
 
 def test_second_domain_rebuilds_the_bank(own):
     own.setup("bottle", "object")
-    first = own.text_bank.states.clone()
+    first = own.text_bank.state_embeddings.clone()
     own.setup("bottle", "texture")
-    assert (own.text_bank.states - first).abs().max() > 1e-4
+    assert (own.text_bank.state_embeddings - first).abs().max() > 1e-4
 
 
 def test_same_class_does_not_rebuild_the_bank(own, monkeypatch):
     own.setup("bottle")
-    states = own.text_bank.states
+    states = own.text_bank.state_embeddings
 
     def refuse(*_):
         pytest.fail("the text tower was loaded again")
 
     monkeypatch.setattr(torch_model, "load_backbone", refuse)
     own.setup("bottle")
-    assert own.text_bank.states is states
+    assert own.text_bank.state_embeddings is states
 
 
 def test_text_tower_is_let_go_once_the_bank_is_built(own):
     assert len(own._text_tower) == 1
     keys = set(own.state_dict())
-    assert keys == {f"visual.{key}" for key in own.visual.state_dict()} | {"text_bank.states", "text_bank.prompts"}
+    assert keys == {f"visual.{key}" for key in own.visual.state_dict()} | {
+        "text_bank.state_embeddings",
+        "text_bank.prompt_embeddings",
+    }
     own.setup("bottle")
     assert own._text_tower == ()
     assert set(own.state_dict()) == keys
@@ -121,13 +124,13 @@ def test_nothing_is_trained(square):
 
 def test_a_class_that_fails_leaves_the_last_one_in_place(own):
     own.setup("bottle")
-    states = own.text_bank.states.clone()
+    states = own.text_bank.state_embeddings.clone()
     with pytest.raises(ValueError, match="use a shorter class_name"):
         own.setup("rust " * 80)
     with pytest.raises(ValueError, match="class_name is ' '"):
         own.setup(" ")
     assert own.class_name == "bottle"
-    assert torch.equal(own.text_bank.states, states)
+    assert torch.equal(own.text_bank.state_embeddings, states)
     own.setup("leather")
     assert own.class_name == "leather"
 
@@ -188,7 +191,7 @@ def test_a_class_set_up_in_inference_mode_can_be_used_and_changed_outside(own):
     own(images_for(own, 1))
     own.setup("leather")
     own.half().float()
-    assert own.text_bank.states.dtype == torch.float32
+    assert own.text_bank.state_embeddings.dtype == torch.float32
 
 
 def test_autocast_gives_float32_close_to_the_full_precision(square):
@@ -212,4 +215,4 @@ def test_a_model_in_half_precision_gives_float32(own, square, dtype):
     assert_close(result.pred_score, full.pred_score, atol=2e-2, rtol=0)
     assert_close(result.anomaly_map, full.anomaly_map, atol=2e-2, rtol=0)
     own.setup("leather")
-    assert own.text_bank.states.dtype == torch.float32
+    assert own.text_bank.state_embeddings.dtype == torch.float32

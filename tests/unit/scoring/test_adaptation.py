@@ -22,10 +22,10 @@ from anovl_plugin.scoring.adaptation import (
     TextAdapter,
     adapt_tokens,
     adaptation_config,
-    log_odds,
     read_adaptation,
     soft_label_loss,
 )
+from anovl_plugin.scoring.scores import cosine_difference
 from anovl_plugin.text.text_bank import TextBank
 from anovl_plugin.torch_model import AnoVLModel
 from tests.helpers import reference_adaptation
@@ -45,7 +45,7 @@ class Center(Adaptation):
     note: str | None = None
 
     def adapt(self, tokens, text_bank):
-        assert text_bank.states.shape == (2, tokens.shape[-1])
+        assert text_bank.state_embeddings.shape == (2, tokens.shape[-1])
         return tokens - self.strength * tokens.mean(1, keepdim=True)
 
 
@@ -83,16 +83,16 @@ class Watch(Adaptation):
         assert torch.is_grad_enabled()
         assert not torch.is_inference_mode_enabled()
         assert not torch.is_autocast_enabled("cpu")
-        for tensor in (tokens, text_bank.states, text_bank.prompts):
+        for tensor in (tokens, text_bank.state_embeddings, text_bank.prompt_embeddings):
             assert tensor.dtype == torch.float32
             assert tensor.grad_fn is None
             assert not tensor.requires_grad
             assert not tensor.is_inference()
         self.sizes.append(len(tokens))
         scale = torch.ones((), requires_grad=True)
-        result = scale * tokens * text_bank.states[1]
+        result = scale * tokens * text_bank.state_embeddings[1]
         result.square().sum().backward()
-        for tensor in (tokens, text_bank.states, text_bank.prompts):
+        for tensor in (tokens, text_bank.state_embeddings, text_bank.prompt_embeddings):
             tensor.zero_()
         return result
 
@@ -118,14 +118,17 @@ def noise(*shape, seed=0):
 def bank_of(width=24, num_prompts=10, seed=1):
     """Give a bank whose vectors are as close to each other as a CLIP's own are."""
     base, bank = noise(width, seed=seed), TextBank(width, num_prompts)
-    bank.states = F.normalize(torch.stack([base, base + 0.1 * noise(width, seed=seed + 1)]), dim=-1)
-    bank.prompts = F.normalize(base + noise(num_prompts, width, seed=seed + 2), dim=-1)
+    bank.state_embeddings = F.normalize(torch.stack([base, base + 0.1 * noise(width, seed=seed + 1)]), dim=-1)
+    bank.prompt_embeddings = F.normalize(base + noise(num_prompts, width, seed=seed + 2), dim=-1)
     return bank
 
 
 def expected_of(kind, tokens, bank, **options):
     name = next(name for name, each in KINDS.items() if each is kind)
-    images = [reference_adaptation.adapted(name, image, bank.states, bank.prompts, **options) for image in tokens]
+    images = [
+        reference_adaptation.adapted(name, image, bank.state_embeddings, bank.prompt_embeddings, **options)
+        for image in tokens
+    ]
     return torch.stack(images)
 
 
@@ -138,7 +141,10 @@ def in_float64(kind, tokens, bank, **options):
             return [part.detach().double().requires_grad_() for part in parts]
 
     double = bank.copy()
-    double.states, double.prompts = double.states.double(), double.prompts.double()
+    double.state_embeddings, double.prompt_embeddings = (
+        double.state_embeddings.double(),
+        double.prompt_embeddings.double(),
+    )
     return Double(**options).adapt(tokens.double(), double)
 
 
@@ -147,23 +153,25 @@ def in_float64(kind, tokens, bank, **options):
 
 @pytest.mark.parametrize("length", [1e-3, 1.0, 1e3])
 def test_log_odds_are_those_of_the_reference(length):
-    tokens, states = length * noise(7, 24).double(), bank_of().states.double()
+    tokens, states = length * noise(7, 24).double(), bank_of().state_embeddings.double()
     p = reference_adaptation.probabilities(tokens, states)
-    assert_close(log_odds(tokens, states), (p[:, 1] / p[:, 0]).log(), atol=1e-12, rtol=0)
+    assert_close(cosine_difference(tokens, states), (p[:, 1] / p[:, 0]).log(), atol=1e-12, rtol=0)
 
 
 def test_log_odds_are_the_difference_of_the_cosines():
-    tokens, states = noise(2, 7, 24), bank_of().states
+    tokens, states = noise(2, 7, 24), bank_of().state_embeddings
     cosines = F.cosine_similarity(tokens[:, :, None], states, dim=-1)
-    odds = log_odds(tokens, states)
+    odds = cosine_difference(tokens, states)
     assert odds.shape == (2, 7)
     assert_close(odds, cosines[..., 1] - cosines[..., 0], atol=1e-6, rtol=0)
-    assert_close(log_odds(tokens, states.flip(0)), -odds, atol=0, rtol=0)
+    assert_close(cosine_difference(tokens, states.flip(0)), -odds, atol=0, rtol=0)
 
 
 def test_log_odds_of_opposite_states_reach_2():
     states = torch.tensor([[-1.0, 0.0], [1.0, 0.0]])
-    assert_close(log_odds(torch.tensor([[3.0, 0.0], [-3.0, 0.0], [0.0, 3.0]]), states), torch.tensor([2.0, -2.0, 0.0]))
+    assert_close(
+        cosine_difference(torch.tensor([[3.0, 0.0], [-3.0, 0.0], [0.0, 3.0]]), states), torch.tensor([2.0, -2.0, 0.0])
+    )
 
 
 def probabilities_of(odds):
@@ -197,11 +205,11 @@ def test_loss_has_the_gradient_of_finite_differences():
 
 
 def test_loss_through_the_odds_has_the_gradient_of_finite_differences():
-    tokens, states = noise(2, 5, 24).double().requires_grad_(), bank_of().states.double()
+    tokens, states = noise(2, 5, 24).double().requires_grad_(), bank_of().state_embeddings.double()
     corrupted = 0.055 * noise(2, 5, 24, seed=5).double()
 
     def loss(tokens):
-        return soft_label_loss(log_odds(tokens, states), log_odds(tokens + corrupted, states))
+        return soft_label_loss(cosine_difference(tokens, states), cosine_difference(tokens + corrupted, states))
 
     assert torch.autograd.gradcheck(loss, (tokens,))
 
@@ -267,11 +275,11 @@ def test_defaults_are_those_of_the_paper(kind):
 def test_adaptation_lowers_the_loss(kind):
     # Without noise the loss is least where both states are equally likely, so start far from there.
     tokens, bank = noise(3, 16, 24), bank_of()
-    bank.states = torch.eye(2, 24)
+    bank.state_embeddings = torch.eye(2, 24)
     tokens[..., 1] += 6
 
     def losses(**options):
-        odds = log_odds(adapt_tokens(kind(noise=0, **options), tokens, bank), bank.states)
+        odds = cosine_difference(adapt_tokens(kind(noise=0, **options), tokens, bank), bank.state_embeddings)
         return soft_label_loss(odds, odds)
 
     assert (losses(learning_rate=0.01, steps=50) < losses(learning_rate=0) - 1e-3).all()
@@ -287,7 +295,7 @@ def test_without_learning_a_linear_adapter_is_one_matrix():
 @both
 def test_only_the_text_adapter_looks_at_the_prompts(kind):
     tokens, bank, other = noise(1, 4, 24), bank_of(), bank_of()
-    other.prompts = other.prompts.flip(1)
+    other.prompt_embeddings = other.prompt_embeddings.flip(1)
     same = torch.equal(adapt_tokens(kind(), tokens, bank), adapt_tokens(kind(), tokens, other))
     assert same is (kind is LinearAdapter)
 
@@ -377,7 +385,7 @@ def test_what_inference_mode_made_can_be_adapted_outside(kind):
     with torch.inference_mode():
         tokens, bank = noise(3, 9, 24), bank_of()
     assert tokens.is_inference()
-    assert bank.states.is_inference()
+    assert bank.state_embeddings.is_inference()
     assert torch.equal(adapt_tokens(kind(), tokens, bank), adapt_tokens(kind(), noise(3, 9, 24), bank_of()))
 
 
@@ -412,7 +420,7 @@ def test_the_default_dtype_changes_nothing(kind, other_dtype):
     assert torch.get_default_dtype() == other_dtype
     tokens = torch.ones(1, 9, 24, dtype=torch.float32)
     bank = TextBank(24, 10)
-    bank.states, bank.prompts = (torch.eye(rows, 24, dtype=torch.float32) for rows in (2, 10))
+    bank.state_embeddings, bank.prompt_embeddings = (torch.eye(rows, 24, dtype=torch.float32) for rows in (2, 10))
     result = adapt_tokens(kind(), tokens, bank)
     torch.set_default_dtype(torch.float32)
     assert torch.equal(result, adapt_tokens(kind(), tokens, bank))
@@ -423,7 +431,7 @@ def test_an_adaptation_may_take_gradients_and_write_on_its_copies():
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         result = adapt_tokens(watch, tokens.half(), bank)
     assert watch.sizes == [5]
-    assert_close(result, tokens.half().float() * bank.states[1], atol=0, rtol=0)
+    assert_close(result, tokens.half().float() * bank.state_embeddings[1], atol=0, rtol=0)
 
 
 @pytest.mark.parametrize(("batch_size", "sizes"), [(1, [1] * 5), (2, [2, 2, 1]), (5, [5]), (8, [5])])
@@ -440,11 +448,11 @@ def test_batch_size_bounds_what_is_adapted_at_once(batch_size, sizes):
 @pytest.mark.parametrize("kept", [True, False])
 def test_tokens_and_bank_are_left_as_they_were(kind, kept):
     tokens, bank = noise(3, 9, 24).requires_grad_(kept), bank_of()
-    before = [tensor.detach().clone() for tensor in (tokens, bank.states, bank.prompts)]
+    before = [tensor.detach().clone() for tensor in (tokens, bank.state_embeddings, bank.prompt_embeddings)]
     result = adapt_tokens(kind(), tokens, bank)
     assert not result.requires_grad
     assert tokens.requires_grad is kept
-    for tensor, old in zip((tokens, bank.states, bank.prompts), before, strict=True):
+    for tensor, old in zip((tokens, bank.state_embeddings, bank.prompt_embeddings), before, strict=True):
         assert tensor.grad is None
         assert torch.equal(tensor.detach(), old)
 
@@ -453,8 +461,8 @@ def test_an_adaptation_that_writes_on_its_arguments_harms_no_one():
     tokens, bank = noise(3, 9, 24), bank_of()
     adapt_tokens(Watch(), tokens, bank)
     assert torch.equal(tokens, noise(3, 9, 24))
-    assert torch.equal(bank.states, bank_of().states)
-    assert torch.equal(bank.prompts, bank_of().prompts)
+    assert torch.equal(bank.state_embeddings, bank_of().state_embeddings)
+    assert torch.equal(bank.prompt_embeddings, bank_of().prompt_embeddings)
 
 
 def count_of_tensors_with_gradient():
@@ -667,7 +675,7 @@ def test_reading_leaves_the_dictionary_as_it_was():
         "nope.TextAdapter",
         "anovl_plugin.scoring.adaptation.Nope",
         "anovl_plugin.TextBank",
-        "anovl_plugin.scoring.adaptation.log_odds",
+        "anovl_plugin.scoring.adaptation.soft_label_loss",
         "math.pi",
         {},
         {"init_args": {"steps": 2}},
@@ -732,7 +740,7 @@ def test_a_users_own_residual_adapter_is_tuned():
     @dataclasses.dataclass
     class Still(ResidualAdapter):
         def outputs(self, text_bank):
-            return text_bank.states.shape[-1]
+            return text_bank.state_embeddings.shape[-1]
 
         def finish(self, hidden, text_bank):  # noqa: ARG002
             return 0 * hidden

@@ -19,7 +19,7 @@ WITHIN = {"atol": 1e-5, "rtol": 0}
 KINDS = {"text": TextAdapter, "linear": LinearAdapter}
 both = pytest.mark.parametrize("kind", KINDS)
 # Strong enough to be seen in every number.
-STRONG = TextAdapter(steps=2, learning_rate=0.05, noise=0.5)
+STRONG = TextAdapter(steps=2, learning_rate=0.05, noise_std=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,7 @@ def test_a_class_set_up_in_inference_mode_can_be_adapted_to(kind, source):
         model.setup("bottle")
         inside = model(images_for(2))
     # So that a checkpoint can be loaded into it afterwards.
-    assert not model.text_bank.states.is_inference()
+    assert not model.text_bank.state_embeddings.is_inference()
     outside, plain = model(images_for(2)), AnoVLModel(*source, "bottle", adaptation=KINDS[kind]())(images_for(2))
     assert torch.equal(inside.anomaly_map, plain.anomaly_map)
     assert torch.equal(outside.anomaly_map, plain.anomaly_map)

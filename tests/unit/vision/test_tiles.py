@@ -153,7 +153,7 @@ def test_adaptation_sees_all_tiles_of_an_image_together(make):
     assert adaptation.seen == [(1, 2 * 16, model.visual.output_dim)] * 2
     local = [model._look(tile).local for tile in (images[..., :32], images[..., 12:])]
     mean = torch.cat(local, dim=1).mean(1, keepdim=True)
-    margins = [torch_model.abnormality_margin(part - mean, model.text_bank.states) for part in local]
+    margins = [torch_model.abnormality_margin(part - mean, model.text_bank.state_embeddings) for part in local]
     left = torch_model.margin_map(margins[0], model.visual.grid_size, model.image_size)
     assert_close(result.anomaly_map[..., :12], torch_model.spread(left, model.score_unit)[..., :12], **WITHIN)
 
