@@ -118,14 +118,14 @@ def bench_prompts(setting: Setting) -> Iterator[Line]:
     loaded = load_backbone(DEFAULT_BACKBONE, setting.weights)
     tower = TextTower(loaded.clip.to(setting.device), loaded.tokenizer)
     prompts = [sentence for state in prompt_ensemble(CLASS_NAME) for sentence in state]
-    times = in_turns(lambda: tower.encode(prompts), lambda: tower.encode(prompts, cut_context=False), 1)
+    times = in_turns(lambda: tower.encode(prompts), lambda: tower.encode(prompts, truncate_context=False), 1)
     yield ratio("prompts, cut context ÷ full, each", times, len(prompts), "≤ 0.25")
 
 
 @torch.inference_mode()
 def bench_views(setting: Setting) -> Iterator[Line]:
     """Compare the image score over the paper's views, and the map with it, with plain image encoding."""
-    model, images = setting.model(image_views="paper"), setting.images(BATCH)
+    model, images = setting.model(image_score=GlobalScore("paper")), setting.images(BATCH)
     count = model.num_views
     # As many plain passes as views, so that both sides last as long and average over the machine's moods alike.
     times = in_turns(lambda: model(images), lambda: [model.visual(images) for _ in range(count)], 1)

@@ -35,7 +35,7 @@ class Look(NamedTuple):
 @pytest.fixture(scope="module")
 def make(weights_of):
     def make_model(**options: object) -> AnoVL:
-        return AnoVL("tiny-square", weights_of("tiny-square"), visualizer=False, **options)
+        return AnoVL("tiny-square", pretrained=weights_of("tiny-square"), visualizer=False, **options)
 
     return make_model
 
@@ -140,7 +140,7 @@ def test_takes_batches_of_any_size(tested, exported):
 
 def test_tiles_and_views_and_fixed_thresholds_are_exported(make, look, tmp_path):
     post_processor = ZeroShotPostProcessor(image_threshold=0.4, pixel_threshold=0.6)
-    tested = look(make(tiling=1, image_views=["image", "flip"], image_score="both", post_processor=post_processor))
+    tested = look(make(tiles_per_side=1, image_score=GlobalScore(["image", "flip"]), image_score="both", post_processor=post_processor))
     say = of_onnx(tested.model.to_onnx(tmp_path, input_size=(70, 90)))
     assert_says_the_same(say(tested.photographs[0]), tested.predictions[0])
 

@@ -31,7 +31,7 @@ class Run(NamedTuple):
 @pytest.fixture(scope="module")
 def make(weights_of):
     def make_model(**options: object) -> AnoVL:
-        return AnoVL("tiny-square", weights_of("tiny-square"), **{"visualizer": False, **options})
+        return AnoVL("tiny-square", pretrained=weights_of("tiny-square"), **{"visualizer": False, **options})
 
     return make_model
 
@@ -80,14 +80,14 @@ def test_checkpoint_leaves_the_tower_out(run):
 
 
 def test_a_self_contained_checkpoint_holds_the_tower(make, run, tmp_path):
-    model = make(self_contained=True)
+    model = make(save_backbone=True)
     metrics = run_test(model, tmp_path / "test", bottles(run.data))
     (checkpoint,) = (tmp_path / "test").rglob("*.ckpt")
     saved = torch.load(checkpoint, weights_only=True)["state_dict"]
     assert {f"model.visual.{name}" for name in model.model.visual.state_dict()} <= set(saved)
     assert metrics == run.metrics
     loaded = AnoVL.load_from_checkpoint(checkpoint)
-    assert loaded.self_contained
+    assert loaded.save_backbone
     assert_same(run_predict(loaded, tmp_path / "predict", data_path=run.bare), run.predictions)
 
 
@@ -102,7 +102,7 @@ def test_a_checkpoint_of_another_tower_is_an_error(run, weights_of, tmp_path):
     with pytest.raises(ValueError, match=message):
         AnoVL.load_from_checkpoint(run.checkpoint, pretrained=str(other))
     with pytest.raises(ValueError, match=message):
-        run_test(AnoVL("tiny-square", str(other)), tmp_path, bottles(run.data), ckpt_path=run.checkpoint)
+        run_test(AnoVL("tiny-square", pretrained=str(other)), tmp_path, bottles(run.data), ckpt_path=run.checkpoint)
 
 
 def test_a_tower_is_known_at_any_size_and_in_any_precision(weights_of):
@@ -113,7 +113,7 @@ def test_a_tower_is_known_at_any_size_and_in_any_precision(weights_of):
 
 def test_load_from_checkpoint(run, tmp_path):
     loaded = AnoVL.load_from_checkpoint(run.checkpoint)
-    assert loaded.model.class_name == "bottle"
+    assert loaded.model.text_bank.class_name == "bottle"
     assert loaded.model._text_tower == ()
     assert_same(run_predict(loaded, tmp_path, data_path=run.bare), run.predictions)
     images = torch.rand(2, 3, 44, 44)
@@ -137,7 +137,7 @@ def test_a_used_model_takes_a_checkpoint(run, make, tmp_path):
 def test_loaded_model_learns_another_class(run, make):
     loaded, fresh = AnoVL.load_from_checkpoint(run.checkpoint), make()
     for model in (loaded, fresh):
-        model.model.setup("cable")
+        model.model.build_text_bank("cable")
     assert_close(loaded.model.text_bank.state_embeddings, fresh.model.text_bank.state_embeddings, rtol=0, atol=0)
 
 
@@ -156,7 +156,7 @@ def test_checkpoint_of_a_changed_model(run, weights_of, tmp_path):
     (checkpoint,) = tmp_path.rglob("*.ckpt")
     loaded = AnoVL.load_from_checkpoint(checkpoint)
     assert loaded.model.image_size == (32, 48)
-    assert loaded.model.class_name == loaded.class_name == "bolt"
+    assert loaded.model.text_bank.class_name == loaded.class_name == "bolt"
     assert loaded.evaluator is loaded.visualizer is None
     expected = run_predict(model, tmp_path / "one", data_path=run.bare)
     assert_same(run_predict(loaded, tmp_path / "two", data_path=run.bare), expected)
@@ -167,10 +167,10 @@ def test_checkpoint_of_a_changed_model(run, weights_of, tmp_path):
 def test_copies(ready, clone, make):
     model = make(class_name="bolt")
     if ready:
-        model.prepare_text_bank()
+        model.build_text_bank()
     images = torch.rand(2, 3, 32, 32)
     other = clone(model)
     assert_close(other(images).anomaly_map, model(images).anomaly_map, rtol=0, atol=0)
-    other.model.setup("nut")
-    assert model.model.class_name == "bolt"
+    other.model.build_text_bank("nut")
+    assert model.model.text_bank.class_name == "bolt"
     assert not torch.equal(other(images).anomaly_map, model(images).anomaly_map)

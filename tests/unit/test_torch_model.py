@@ -22,18 +22,18 @@ def images_for(model, number, seed=0):
 @pytest.fixture(scope="module")
 def square(weights_of):
     """Give a model that no test changes."""
-    return AnoVLModel("tiny-square", weights_of("tiny-square"), "bottle")
+    return AnoVLModel("tiny-square", pretrained=weights_of("tiny-square"), class_name="bottle")
 
 
 @pytest.fixture
 def own(weights_of):
     """Give a model without a class, to be changed."""
-    return AnoVLModel("tiny-square", weights_of("tiny-square"))
+    return AnoVLModel("tiny-square", pretrained=weights_of("tiny-square"))
 
 
 @pytest.mark.parametrize("name", TINY)
 def test_scores_and_maps_equal_the_reference(name, weights_of):
-    model = AnoVLModel(name, weights_of(name), "bottle")
+    model = AnoVLModel(name, pretrained=weights_of(name), class_name="bottle")
     images = images_for(model, 2)
     result = model(images)
     scores, maps = reference.published(name, weights_of(name), images, "bottle")
@@ -44,7 +44,7 @@ def test_scores_and_maps_equal_the_reference(name, weights_of):
 
 @pytest.mark.parametrize(("class_name", "domain"), [("leather", "auto"), ("metal_nut", "texture")])
 def test_class_and_domain_reach_the_prompts(own, weights_of, class_name, domain):
-    own.setup(class_name, domain)
+    own.build_text_bank(class_name, domain)
     images, source = images_for(own, 1), ("tiny-square", weights_of("tiny-square"))
     scores, maps = reference.published(*source, images, class_name, domain)
     result = own(images)
@@ -66,38 +66,38 @@ def test_model_says_how_images_must_be_prepared(square, weights_of):
 
 
 def test_another_image_size_reaches_the_map(weights_of):
-    model = AnoVLModel("tiny-square", weights_of("tiny-square"), "bottle", image_size=(48, 24))
+    model = AnoVLModel("tiny-square", pretrained=weights_of("tiny-square"), class_name="bottle", image_size=(48, 24))
     assert model(images_for(model, 1)).anomaly_map.shape == (1, 1, 48, 24)
 
 
 def test_second_class_rebuilds_the_bank(own, weights_of):
-    own.setup("bottle")
+    own.build_text_bank("bottle")
     first, score = own.text_bank.state_embeddings.clone(), own(images_for(own, 1)).pred_score
-    own.setup("leather")
+    own.build_text_bank("leather")
     assert (own.class_name, own.domain) == ("leather", "auto")
     assert (own.text_bank.state_embeddings - first).abs().max() > 1e-4
     assert (own(images_for(own, 1)).pred_score - score).abs().max() > 1e-7
-    fresh = AnoVLModel("tiny-square", weights_of("tiny-square"), "leather")
+    fresh = AnoVLModel("tiny-square", pretrained=weights_of("tiny-square"), class_name="leather")
     assert torch.equal(own.text_bank.state_embeddings, fresh.text_bank.state_embeddings)
     assert torch.equal(own.text_bank.prompt_embeddings, fresh.text_bank.prompt_embeddings)
 
 
 def test_second_domain_rebuilds_the_bank(own):
-    own.setup("bottle", "object")
+    own.build_text_bank("bottle", "object")
     first = own.text_bank.state_embeddings.clone()
-    own.setup("bottle", "texture")
+    own.build_text_bank("bottle", "texture")
     assert (own.text_bank.state_embeddings - first).abs().max() > 1e-4
 
 
 def test_same_class_does_not_rebuild_the_bank(own, monkeypatch):
-    own.setup("bottle")
+    own.build_text_bank("bottle")
     states = own.text_bank.state_embeddings
 
     def refuse(*_):
         pytest.fail("the text tower was loaded again")
 
     monkeypatch.setattr(torch_model, "load_backbone", refuse)
-    own.setup("bottle")
+    own.build_text_bank("bottle")
     assert own.text_bank.state_embeddings is states
 
 
@@ -108,11 +108,11 @@ def test_text_tower_is_let_go_once_the_bank_is_built(own):
         "text_bank.state_embeddings",
         "text_bank.prompt_embeddings",
     }
-    own.setup("bottle")
+    own.build_text_bank("bottle")
     assert own._text_tower == ()
     assert set(own.state_dict()) == keys
     assert {id(weight) for weight in own.parameters()} == {id(weight) for weight in own.visual.parameters()}
-    own.setup("leather")
+    own.build_text_bank("leather")
     assert own._text_tower == ()
 
 
@@ -123,15 +123,15 @@ def test_nothing_is_trained(square):
 
 
 def test_a_class_that_fails_leaves_the_last_one_in_place(own):
-    own.setup("bottle")
+    own.build_text_bank("bottle")
     states = own.text_bank.state_embeddings.clone()
     with pytest.raises(ValueError, match="use a shorter class_name"):
-        own.setup("rust " * 80)
+        own.build_text_bank("rust " * 80)
     with pytest.raises(ValueError, match="class_name is ' '"):
-        own.setup(" ")
+        own.build_text_bank(" ")
     assert own.class_name == "bottle"
     assert torch.equal(own.text_bank.state_embeddings, states)
-    own.setup("leather")
+    own.build_text_bank("leather")
     assert own.class_name == "leather"
 
 
@@ -150,7 +150,7 @@ def test_images_of_another_size_are_refused(square, size):
 @pytest.mark.parametrize("class_name", [None, "bottle"])
 def test_an_unknown_domain_is_refused_before_anything_is_loaded(class_name):
     with pytest.raises(ValueError, match="domain is 'wood', but must be one of"):
-        AnoVLModel("no such clip", None, class_name, domain="wood")
+        AnoVLModel("no such clip", None, class_name=class_name, domain="wood")
 
 
 @settings(max_examples=8, deadline=None)
@@ -186,10 +186,10 @@ def test_inference_mode_gives_the_same_bits(square):
 
 def test_a_class_set_up_in_inference_mode_can_be_used_and_changed_outside(own):
     with torch.inference_mode():
-        own.setup("bottle")
+        own.build_text_bank("bottle")
         own(images_for(own, 1))
     own(images_for(own, 1))
-    own.setup("leather")
+    own.build_text_bank("leather")
     own.half().float()
     assert own.text_bank.state_embeddings.dtype == torch.float32
 
@@ -206,7 +206,7 @@ def test_autocast_gives_float32_close_to_the_full_precision(square):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_model_in_half_precision_gives_float32(own, square, dtype):
-    own.setup("bottle")
+    own.build_text_bank("bottle")
     own.to(dtype)
     images = images_for(own, 4)
     result, full = own(images.to(dtype)), square(images)
@@ -214,5 +214,5 @@ def test_a_model_in_half_precision_gives_float32(own, square, dtype):
     assert result.pred_score.dtype == result.anomaly_map.dtype == torch.float32
     assert_close(result.pred_score, full.pred_score, atol=2e-2, rtol=0)
     assert_close(result.anomaly_map, full.anomaly_map, atol=2e-2, rtol=0)
-    own.setup("leather")
+    own.build_text_bank("leather")
     assert own.text_bank.state_embeddings.dtype == torch.float32

@@ -238,7 +238,7 @@ def ordinary_forward(visual, images):
 def areas(category, root, forwards, monkeypatch):
     """Compute image AUROC and pixel AUROC of a category for each way to make tokens."""
     model = AnoVL("anovl-demo", class_name=category, domain="texture")
-    model.prepare_text_bank()
+    model.build_text_bank()
     surfaces = DemoSurfaces(root, category, eval_batch_size=100)
     surfaces.setup()
     (batch,) = surfaces.test_dataloader()

@@ -43,7 +43,7 @@ def source(weights_of):
 @pytest.fixture(scope="module")
 def make(source):
     """Give a function that makes a model of bottles, once for the same options: no test changes it."""
-    bank, models = AnoVLModel(*source, "bottle").text_bank, {}
+    bank, models = AnoVLModel(*source, class_name="bottle").text_bank, {}
 
     def make_model(**options: object) -> AnoVLModel:
         key = repr(sorted(options.items()))
@@ -95,7 +95,7 @@ def traffic(monkeypatch):
         monkeypatch.setattr(torch_model, name, spy)
 
     spy_on("value_wise_forward", two_paths)
-    spy_on("image_forward", ordinary)
+    spy_on("class_token_forward", ordinary)
     return lambda _: (two_paths, ordinary)
 
 
@@ -150,7 +150,7 @@ def test_a_fraction_from_0_to_1_is_let_pass(fraction):
 
 def test_the_papers_score_is_the_reference_over_22_views(make, source, images, over_the_papers_views):
     expected = reference.shown(over_the_papers_views, *source).float()
-    result = make(image_views="paper")(images)
+    result = make(image_score=GlobalScore("paper"))(images)
     assert result.pred_score.dtype == torch.float32
     assert_close(result.pred_score, expected, **WITHIN)
     # The views count for so much more than that.
@@ -160,12 +160,12 @@ def test_the_papers_score_is_the_reference_over_22_views(make, source, images, o
 def test_a_single_view_is_the_reference_of_the_image_alone(make, source, images, published):
     expected = reference.shown(published[0], *source).float()
     for views in ("single", ["image"], ["image"] * 3):
-        assert_close(make(image_views=views)(images).pred_score, expected, **WITHIN)
+        assert_close(make(image_score=GlobalScore(views))(images).pred_score, expected, **WITHIN)
 
 
 @pytest.mark.parametrize("place", range(4))
 def test_own_views_are_averaged_wherever_the_image_stands(place, make, source, images, score_view):
-    views = ["flip", "rotate 22.5", "grey"]
+    views = ["flip", "rotate 22.5", "gray"]
     views.insert(place, "image")
     transforms = [
         lambda image: image,
@@ -174,7 +174,7 @@ def test_own_views_are_averaged_wherever_the_image_stands(place, make, source, i
         lambda image: reference_views.turned(image, torch.pi / 8),
     ]
     expected = [sum(score_view(transform(image.double())) for transform in transforms) / 4 for image in images]
-    score = make(image_views=views)(images).pred_score
+    score = make(image_score=GlobalScore(views))(images).pred_score
     assert_close(score, reference.shown(torch.tensor(expected), *source).float(), **WITHIN)
 
 
@@ -182,7 +182,7 @@ def test_own_views_are_averaged_wherever_the_image_stands(place, make, source, i
 def test_each_view_counts_as_often_as_it_is_listed(views, weights, make, source, images, score_view):
     pairs = [(score_view(image.double()), score_view(reference_views.flipped(image))) for image in images]
     expected = [(weights[0] * itself + weights[1] * flipped) / sum(weights) for itself, flipped in pairs]
-    score = make(image_views=views)(images).pred_score
+    score = make(image_score=GlobalScore(views))(images).pred_score
     assert_close(score, reference.shown(torch.tensor(expected), *source).float(), **WITHIN)
 
 
@@ -199,7 +199,7 @@ def test_both_is_the_mean_of_token_and_map(views, fraction, make, source, images
     of_token = published[0] if views == "single" else over_the_papers_views
     of_map = torch.tensor([mean_of_highest(each, fraction) for each in published[1]])
     expected = reference.shown((of_token + of_map) / 2, *source).float()
-    score = make(image_score="both", image_views=views, top_fraction=fraction)(images).pred_score
+    score = make(image_score="both", image_score=GlobalScore(views), top_fraction=fraction)(images).pred_score
     assert_close(score, expected, **WITHIN)
 
 
@@ -216,7 +216,7 @@ def test_the_fraction_does_not_touch_the_token(fraction, make, images):
 @pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize("views", VIEWS)
 def test_the_map_is_of_the_image_alone(views, score, make, images, source, published):
-    found = make(image_views=views, image_score=score, top_fraction=0.1)(images).anomaly_map
+    found = make(image_score=GlobalScore(views), image_score=score, top_fraction=0.1)(images).anomaly_map
     assert torch.equal(found, make()(images).anomaly_map)
     assert_close(found, reference.shown(published[1], *source).float(), **WITHIN)
 
@@ -227,7 +227,7 @@ def test_the_map_is_of_the_image_alone(views, score, make, images, source, publi
         ({}, []),
         ({"image_views": ["image", "image"]}, []),
         ({"image_views": ["flip"]}, [3]),
-        ({"image_views": ["flip", "image", "grey"]}, [6]),
+        ({"image_views": ["flip", "image", "gray"]}, [6]),
         ({"image_views": "paper"}, [30, 30, 3]),
         ({"image_views": "paper", "image_score": "both"}, [30, 30, 3]),
         ({"image_views": "paper", "image_score": "map"}, []),
@@ -244,7 +244,7 @@ def test_other_views_take_the_ordinary_path_only(options, lengths, make, images,
 @settings(max_examples=5, deadline=None)
 @given(seed=st.integers(0, 2**31), number=st.integers(1, 5), order=st.randoms(use_true_random=False))
 def test_a_score_does_not_depend_on_neighbours_or_place(make, seed, number, order):
-    model, images = make(image_views="paper", image_score="both"), noise(number, 3, 32, 32, seed=seed)
+    model, images = make(image_score=GlobalScore("paper"), image_score="both"), noise(number, 3, 32, 32, seed=seed)
     places = list(range(number))
     order.shuffle(places)
     together = model(images[places])
@@ -255,7 +255,7 @@ def test_a_score_does_not_depend_on_neighbours_or_place(make, seed, number, orde
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_views_in_half_precision_give_float32(dtype, make, images):
-    model = make(image_views="paper", image_score="both")
+    model = make(image_score=GlobalScore("paper"), image_score="both")
     full = model(images)
     with torch.autocast("cpu", dtype):
         mixed = model(images)
@@ -266,14 +266,14 @@ def test_views_in_half_precision_give_float32(dtype, make, images):
 
 
 def test_inference_mode_gives_the_same_bits_over_views(make, images):
-    model = make(image_views="paper", image_score="both")
+    model = make(image_score=GlobalScore("paper"), image_score="both")
     with torch.inference_mode():
         inside = model(images)
     assert torch.equal(inside.pred_score, model(images).pred_score)
 
 
 def test_views_fit_a_tower_that_is_not_square(weights_of):
-    model = AnoVLModel("tiny-wide", weights_of("tiny-wide"), "bottle", image_views="paper")
+    model = AnoVLModel("tiny-wide", pretrained=weights_of("tiny-wide"), class_name="bottle", image_score=GlobalScore("paper"))
     result = model(noise(2, 3, 32, 48))
     assert result.pred_score.shape == (2,)
     assert result.pred_score.isfinite().all()

@@ -22,7 +22,7 @@ WITHIN = {"atol": 1e-5, "rtol": 0}
 @pytest.fixture(scope="module")
 def make(weights_of):
     def make_model(**options: object) -> AnoVLModel:
-        return AnoVLModel("tiny-square", weights_of("tiny-square"), "bottle", **options)
+        return AnoVLModel("tiny-square", pretrained=weights_of("tiny-square"), class_name="bottle", **options)
 
     return make_model
 
@@ -56,7 +56,7 @@ def averaged(weights: str, images: Tensor, counts: tuple[int, int]) -> tuple[Ten
 )
 def test_maps_and_scores_equal_the_reference(tiling, size, counts, make, weights_of):
     images, source = pictures(2, *size), ("tiny-square", weights_of("tiny-square"))
-    result = make(tiling=tiling)(images)
+    result = make(tiles_per_side=tiling)(images)
     scores, maps = averaged(source[1], images, counts)
     assert_close(result.pred_score, reference.shown(scores, *source).float(), **WITHIN)
     assert_close(result.anomaly_map, reference.shown(maps, *source).float(), **WITHIN)
@@ -89,12 +89,12 @@ def test_the_short_side_holds_as_many_tiles_as_asked(tiling, tile):
 
 def test_an_image_of_one_tile_is_scored_as_without_tiles(make):
     images = pictures(2, TILE, TILE)
-    for one, other in zip(make(tiling=1)(images)[:2], make()(images)[:2], strict=True):
+    for one, other in zip(make(tiles_per_side=1)(images)[:2], make()(images)[:2], strict=True):
         assert_close(one, other, rtol=0, atol=0)
 
 
 def test_images_do_not_see_each_other(make):
-    model, images = make(tiling=1, image_score="both"), pictures(3, 32, 70)
+    model, images = make(tiles_per_side=1, image_score="both"), pictures(3, 32, 70)
     together, alone = model(images), [model(image[None]) for image in images]
     assert_close(together.pred_score, torch.cat([result.pred_score for result in alone]), **WITHIN)
     assert_close(together.anomaly_map, torch.cat([result.anomaly_map for result in alone]), **WITHIN)
@@ -102,7 +102,7 @@ def test_images_do_not_see_each_other(make):
 
 @pytest.mark.parametrize("count", [1, 5])
 def test_few_tiles_go_through_the_tower_at_once(count, make, monkeypatch):
-    sizes, model, images = [], make(tiling=1), pictures(2, 32, 120)
+    sizes, model, images = [], make(tiles_per_side=1), pictures(2, 32, 120)
     expected = model(images)
     look = torch_model.value_wise_forward
     monkeypatch.setattr(torch_model, "BATCH_SIZE", count)
@@ -117,18 +117,18 @@ def test_few_tiles_go_through_the_tower_at_once(count, make, monkeypatch):
 
 def test_views_of_each_tile_are_averaged(make):
     views, images = ["image", "flip", "rotate 90"], pictures(2, 32, 44)
-    result = make(tiling=1, image_views=views)(images)
-    whole = make(image_views=views)
+    result = make(tiles_per_side=1, image_score=GlobalScore(views))(images)
+    whole = make(image_score=GlobalScore(views))
     margins = [
         whole._image_margins(tile, whole._look(tile).image, tile[:, :1], 1)
         for tile in (images[..., :32], images[..., 12:])
     ]
-    expected = torch_model.spread(torch.stack(margins).mean(0), whole.score_unit)
+    expected = torch_model.to_probability(torch.stack(margins).mean(0), whole.temperature)
     assert_close(result.pred_score, expected, **WITHIN)
 
 
 def test_the_map_score_is_that_of_the_whole_map(make):
-    result = make(tiling=1, image_score="map")(pictures(2, 32, 70))
+    result = make(tiles_per_side=1, image_score="map")(pictures(2, 32, 70))
     assert_close(result.pred_score, result.anomaly_map.flatten(1).max(1).values)
 
 
@@ -148,25 +148,25 @@ class Shift(Adaptation):
 
 def test_adaptation_sees_all_tiles_of_an_image_together(make):
     adaptation, images = Shift(), pictures(2, 32, 44)
-    model = make(tiling=1, adaptation=adaptation)
+    model = make(tiles_per_side=1, adaptation=adaptation)
     result = model(images)
     assert adaptation.seen == [(1, 2 * 16, model.visual.output_dim)] * 2
     local = [model._look(tile).local for tile in (images[..., :32], images[..., 12:])]
     mean = torch.cat(local, dim=1).mean(1, keepdim=True)
     margins = [torch_model.abnormality_margin(part - mean, model.text_bank.state_embeddings) for part in local]
     left = torch_model.margin_map(margins[0], model.visual.grid_size, model.image_size)
-    assert_close(result.anomaly_map[..., :12], torch_model.spread(left, model.score_unit)[..., :12], **WITHIN)
+    assert_close(result.anomaly_map[..., :12], torch_model.to_probability(left, model.temperature)[..., :12], **WITHIN)
 
 
 def test_errors(make, weights_of):
     with pytest.raises(ValueError, match=r"images are \(20, 50\) pixels, but tiles are 32 × 32; resize the short side"):
-        make(tiling=1)(pictures(1, 20, 50))
+        make(tiles_per_side=1)(pictures(1, 20, 50))
     for tiling in (0, -1, 1.5, True, "strip"):
         with pytest.raises(ValueError, match=f"tiling is {tiling!r}, but must be a number of tiles"):
-            make(tiling=tiling)
+            make(tiles_per_side=tiling)
     with pytest.raises(ValueError, match=r"image_size is \(32, 48\), but tiles are square"):
-        make(tiling=1, image_size=(32, 48))
-    model = AnoVL("tiny-square", weights_of("tiny-square"), class_name="bottle", tiling=1)
+        make(tiles_per_side=1, image_size=(32, 48))
+    model = AnoVL("tiny-square", pretrained=weights_of("tiny-square"), class_name="bottle", tiles_per_side=1)
     for export in (model.to_onnx, model.to_openvino):
         with pytest.raises(ValueError, match=r"how many tiles there are, and input_size is not given"):
             export("nowhere")
@@ -174,11 +174,11 @@ def test_errors(make, weights_of):
 
 def test_on_the_engine(weights_of, tmp_path):
     images = trees.write_bare(tmp_path / "bare")
-    model = AnoVL("tiny-square", weights_of("tiny-square"), class_name="bolt", tiling=2, visualizer=False)
+    model = AnoVL("tiny-square", pretrained=weights_of("tiny-square"), class_name="bolt", tiles_per_side=2, visualizer=False)
     found = run_predict(model, tmp_path / "predict", data_path=images)
     assert min(found.map.shape[-2:]) == short_side(TILE, 2)
     data = trees.MVTecAD(trees.write_mvtec(tmp_path / "data"), "bottle", eval_batch_size=2, num_workers=0)
     metrics = run_test(model, tmp_path / "test", data)
     assert {"image_AUROC", "pixel_AUROC"} <= set(metrics)
     (checkpoint,) = (tmp_path / "test").rglob("*.ckpt")
-    assert AnoVL.load_from_checkpoint(checkpoint).model.tiling == 2
+    assert AnoVL.load_from_checkpoint(checkpoint).model.tiles_per_side == 2
