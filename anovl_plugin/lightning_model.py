@@ -381,7 +381,9 @@ class AnoVL(AnomalibModule):
             if not batch.image_path:
                 raise
             names = ", ".join(str(batch.image_path[index]) for index in error.indices)
-            msg = f"{names}: scores are not finite: pixels are NaN, infinite or far out of range, or precision is too low"
+            msg = (
+                f"{names}: scores are not finite: pixels are NaN, infinite or far out of range, or precision is too low"
+            )
             raise ValueError(msg) from None
         return batch.update(**predictions._asdict())
 

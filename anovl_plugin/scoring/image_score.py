@@ -7,14 +7,14 @@ Shapes: B images, V views, M images at once.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from anovl_plugin.config import from_config
+from anovl_plugin.config import from_config, shown
 from anovl_plugin.scoring.scores import check_fraction, map_score
 from anovl_plugin.vision.chunks import CHUNK_SIZE, in_chunks, is_exporting
 from anovl_plugin.vision.views import View, Views, identity, parse_views
@@ -159,41 +159,56 @@ def parse_image_score(value: ImageScore | str | dict[str, Any], *, allow_import:
     """
     if isinstance(value, str) and value in NAMED_SCORES:
         return NAMED_SCORES[value]()
-    score = from_config(value, ImageScore, allow_import=allow_import)
-    if score is None:
-        msg = f"image_score is {value!r}, but must be one of {', '.join(NAMED_SCORES)}, or an ImageScore"
+    msg = f"image_score is {shown(value)}, but must be one of {', '.join(NAMED_SCORES)}, or an ImageScore"
+    if isinstance(value, str) and "." not in value and not value[:1].isupper():
+        raise ValueError(msg)
+    if not isinstance(value, str | Mapping | ImageScore):
         raise TypeError(msg)
-    return score
+    return from_config(value, ImageScore, allow_import=allow_import)
 
 
-def mean_over_views(
-    score: Callable[[Tensor], Tensor],
-    images: Tensor,
-    views: Sequence[View],
-    identity_score: Tensor,
-    size: int = CHUNK_SIZE,
+def sum_over_views(
+    score: Callable[[Tensor], Tensor], images: Tensor, views: Sequence[View], size: int = CHUNK_SIZE
 ) -> Tensor:
-    """Return a score averaged over views of each image.
+    """Return a score summed over views of each image.
 
     Args:
         score: Maps images (M, 3, H, W) to one score each, (M,).
         images: Shape (B, 3, H, W).
         views: V functions from images to images.
-        identity_score: Scores of the images themselves, (B,), which are known already.
         size: Most images scored at once, counting each view. Views of few images are stacked up to it, many images
             are split, so that memory grows neither with V nor with V·B. Default: 32.
+
+    Returns:
+        Sums of V scores, shape (B,).
+    """
+    number = images.shape[0]
+    total = images.new_zeros(number, dtype=torch.float32)
+    if not views or not number:
+        return total
+    # The graph of an exported model accepts any batch size, so it must not depend on this one's.
+    stacked = 1 if is_exporting() else max(1, size // number)
+    for start in range(0, len(views), stacked):
+        with torch.autocast(images.device.type, enabled=False):
+            batch = torch.cat([view(images.float()).to(images.dtype) for view in views[start : start + stacked]])
+        total = total + in_chunks(score, batch, size).view(-1, number).sum(0)
+    return total
+
+
+def mean_over_views(
+    score: Callable[[Tensor], Tensor], images: Tensor, views: Sequence[View], identity_score: Tensor
+) -> Tensor:
+    """Return a score averaged over views of each image, with the score of the image itself known already.
+
+    Args:
+        score: Maps images (M, 3, H, W) to one score each, (M,).
+        images: Shape (B, 3, H, W).
+        views: V functions from images to images, at least one.
+        identity_score: Scores of the images themselves, shape (B,).
 
     Returns:
         Means of V scores, shape (B,).
     """
     others = [view for view in views if view is not identity]
-    number = images.shape[0]
-    total = identity_score * (len(views) - len(others))
-    if not others or not number:
-        return total / len(views)
-    stacked = 1 if is_exporting() else max(1, size // number)
-    for start in range(0, len(others), stacked):
-        with torch.autocast(images.device.type, enabled=False):
-            batch = torch.cat([view(images.float()).to(images.dtype) for view in others[start : start + stacked]])
-        total = total + in_chunks(score, batch, size).view(-1, number).sum(0)
+    total = identity_score * (len(views) - len(others)) + sum_over_views(score, images, others)
     return total / len(views)

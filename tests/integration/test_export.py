@@ -140,7 +140,14 @@ def test_takes_batches_of_any_size(tested, exported):
 
 def test_tiles_and_views_and_fixed_thresholds_are_exported(make, look, tmp_path):
     post_processor = ZeroShotPostProcessor(image_threshold=0.4, pixel_threshold=0.6)
-    tested = look(make(tiles_per_side=1, image_score=GlobalScore(["image", "flip"]), image_score="both", post_processor=post_processor))
+    tested = look(
+        make(
+            tiles_per_side=1,
+            image_score=GlobalScore(["image", "flip"]),
+            image_score="both",
+            post_processor=post_processor,
+        )
+    )
     say = of_onnx(tested.model.to_onnx(tmp_path, input_size=(70, 90)))
     assert_says_the_same(say(tested.photographs[0]), tested.predictions[0])
 

@@ -50,7 +50,9 @@ def bare(tmp_path_factory):
 
 
 def states_for(weights_of, class_name):
-    return AnoVLModel("tiny-square", pretrained=weights_of("tiny-square"), class_name=class_name).text_bank.state_embeddings
+    return AnoVLModel(
+        "tiny-square", pretrained=weights_of("tiny-square"), class_name=class_name
+    ).text_bank.state_embeddings
 
 
 @pytest.mark.parametrize("kind", DATA)

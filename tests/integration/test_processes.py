@@ -143,7 +143,9 @@ def test_compiles_whole(options, weights_of):
 
 
 def test_compiles_around_an_adaptation(weights_of):
-    model = AnoVLModel("tiny-square", pretrained=weights_of("tiny-square"), class_name="bottle", adaptation=TextAdapter())
+    model = AnoVLModel(
+        "tiny-square", pretrained=weights_of("tiny-square"), class_name="bottle", adaptation=TextAdapter()
+    )
     images = torch.rand(2, 3, 32, 32)
     expected = model(images)
     found = torch.compile(model, backend="eager")(images)

@@ -9,7 +9,7 @@ from anomalib.models import get_model
 from torch.testing import assert_close
 
 from anovl_plugin import AnoVL, AnoVLModel, LinearAdapter, TextAdapter
-from anovl_plugin.scoring.scores import map_score, spread
+from anovl_plugin.scoring.scores import map_score
 from tests.helpers import reference, reference_adaptation, trees
 from tests.helpers.runs import assert_same, quiet_engine, run_predict, run_test
 from tests.integration.test_documentation import run
@@ -117,7 +117,8 @@ def test_a_score_of_the_map_is_that_of_the_adapted_map(kind, image_score, source
 def test_a_users_own_adaptation_reaches_the_map(source):
     images = images_for(2)
     plain, none, half = (
-        AnoVLModel(*source, class_name="bottle", adaptation=each)(images).anomaly_map for each in (None, Center(0.0), Center(0.5))
+        AnoVLModel(*source, class_name="bottle", adaptation=each)(images).anomaly_map
+        for each in (None, Center(0.0), Center(0.5))
     )
     assert torch.equal(plain, none)
     assert (half - plain).abs().max() > 1e-3
@@ -131,7 +132,10 @@ def test_a_class_set_up_in_inference_mode_can_be_adapted_to(kind, source):
         inside = model(images_for(2))
     # So that a checkpoint can be loaded into it afterwards.
     assert not model.text_bank.state_embeddings.is_inference()
-    outside, plain = model(images_for(2)), AnoVLModel(*source, class_name="bottle", adaptation=KINDS[kind]())(images_for(2))
+    outside, plain = (
+        model(images_for(2)),
+        AnoVLModel(*source, class_name="bottle", adaptation=KINDS[kind]())(images_for(2)),
+    )
     assert torch.equal(inside.anomaly_map, plain.anomaly_map)
     assert torch.equal(outside.anomaly_map, plain.anomaly_map)
 

@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from anovl_plugin.scoring.scores import abnormality_margin, margin_map, spread
+from anovl_plugin.scoring.scores import abnormality_margin, margin_map
 from tests.helpers import reference
 
 GRIDS = [((4, 4), (32, 32)), ((2, 3), (32, 48)), ((1, 5), (8, 33)), ((3, 1), (24, 8)), ((15, 15), (40, 50))]
@@ -121,7 +121,12 @@ def test_swapped_states_give_the_complement():
 @given(seed=st.integers(0, 2**31))
 def test_shown_map_ranks_pixels_as_the_published_map_does(seed):
     features, states = noise(1, 16, 24, seed=seed), states_of(24, seed=seed % 1000)
-    shown = to_probability(margin_map(abnormality_margin(features, states), (4, 4), (32, 32)), 0.01).flatten().double().numpy()
+    shown = (
+        to_probability(margin_map(abnormality_margin(features, states), (4, 4), (32, 32)), 0.01)
+        .flatten()
+        .double()
+        .numpy()
+    )
     published = reference.map_of([reference.p_abnormal(token, states) for token in features[0]], (4, 4), (32, 32))
     published = published.flatten().numpy()
     mask = np.random.default_rng(seed).random(1024) < 0.3

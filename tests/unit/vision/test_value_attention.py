@@ -13,8 +13,8 @@ from anovl_plugin.vision.backbone import check_visual
 from anovl_plugin.vision.value_attention import (
     VisionTokens,
     attention_residuals,
-    embed_patches,
     class_token_forward,
+    embed_patches,
     value_wise_forward,
 )
 from tests.conftest import TINY

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from anovl_plugin.vision.views import PAPER, SINGLE, parse_view, parse_views, same, sum_over_views
+from anovl_plugin.scoring.image_score import sum_over_views
+from anovl_plugin.vision.views import PAPER, SINGLE, identity, parse_view, parse_views
 from tests.helpers import reference_views
 
 # A sampled place is off by some 1e-6 of a pixel in float32, and neighbouring pixels of noise differ by up to 6.
@@ -96,7 +97,7 @@ def test_the_papers_views_are_22_different_ones():
 
 def test_a_single_view_is_the_image_itself():
     assert SINGLE == ("image",)
-    assert parse_views("single") == parse_views(["image"]) == (same,)
+    assert parse_views("single") == parse_views(["image"]) == (identity,)
     image = noise(1, 3, 8, 8)
     assert same(image) is image
 
@@ -184,11 +185,11 @@ def test_own_lists_keep_their_order_and_repetitions():
     assert len(views) == 6
     for view, text in zip(views, [*OWN, "flip"], strict=True):
         assert torch.equal(view(image), parse_view(text)(image))
-    assert [view is same for view in views] == [False, False, True, False, False, False]
+    assert [view is identity for view in views] == [False, False, True, False, False, False]
 
 
 def test_a_tuple_of_views_will_do():
-    assert parse_views(("image", "image")) == (same, same)
+    assert parse_views(("image", "image")) == (identity, identity)
 
 
 @pytest.mark.parametrize("text", ["rotate 45", " rotate   45.0 ", "rotate +4.5e1"])
@@ -213,7 +214,7 @@ def test_a_sum_over_views_is_that_of_a_loop(number, batch_size, count):
 @settings(max_examples=25, deadline=None)
 @given(number=st.integers(1, 40), count=st.integers(0, 22), batch_size=st.integers(1, 70))
 def test_no_more_images_than_the_batch_size_are_scored_at_once(number, count, batch_size):
-    images, views, spy = noise(number, 3, 2, 2), (same,) * count, Spy()
+    images, views, spy = noise(number, 3, 2, 2), (identity,) * count, Spy()
     total = sum_over_views(spy, images, views, batch_size)
     assert_close(total, count * score_of(images), atol=1e-5, rtol=0)
     assert all(0 < length <= batch_size for length in spy.lengths)
@@ -226,7 +227,7 @@ def test_no_more_images_than_the_batch_size_are_scored_at_once(number, count, ba
 )
 def test_few_images_are_stacked_and_many_are_split(number, count, lengths):
     spy = Spy()
-    sum_over_views(spy, noise(number, 3, 2, 2), (same,) * count)
+    sum_over_views(spy, noise(number, 3, 2, 2), (identity,) * count)
     assert spy.lengths == lengths
 
 
@@ -322,20 +323,20 @@ def test_what_is_no_view_is_refused(case):
 
 @pytest.mark.parametrize("entry", [None, 45, 0.5, ["rotate", 45], {"rotate": 45}, b"flip", True])
 def test_an_entry_that_is_no_string_is_refused(entry):
-    with pytest.raises(ValueError, match=WORDS) as caught:
+    with pytest.raises(TypeError, match=WORDS) as caught:
         parse_views(["flip", entry])
     assert str(caught.value).startswith(f"the view {entry!r} is ")
 
 
 @pytest.mark.parametrize("views", [[], ()])
 def test_an_empty_list_is_refused(views):
-    message = r"^image_views is an empty list; leave it out, or name at least one view, such as \[image\]$"
+    message = r"^views is an empty list; leave it out, or name at least one view, such as \[image\]$"
     with pytest.raises(ValueError, match=message):
         parse_views(views)
 
 
 @pytest.mark.parametrize("views", ["papers", "Paper", "", "flip", "rotate 45"])
 def test_an_unknown_set_of_views_is_refused(views):
-    message = rf"^image_views is '{views}', but must be single, paper or a list such as \[image, flip, rotate 22\.5\]$"
+    message = rf"^views is '{views}', but must be single, paper or a list such as \[image, flip, rotate 22\.5\]$"
     with pytest.raises(ValueError, match=message):
         parse_views(views)
