@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import Compose, InterpolationMode, Resize, Transform
 
 
-class ExactPreProcessor(PreProcessor):
+class AntialiasedPreProcessor(PreProcessor):
     """anomalib's pre-processor, whose exported graph resizes with antialiasing, too.
 
     anomalib switches antialiasing off for export, as not every runtime has it, so that an exported model sees other
@@ -20,12 +20,21 @@ class ExactPreProcessor(PreProcessor):
 
     def __init__(self, transform: Transform | None = None) -> None:
         super().__init__(transform)
+        self.set_transform(transform)
+
+    def set_transform(self, transform: Transform | None) -> None:
+        """Replace the transform, in the engine and in exported models.
+
+        Args:
+            transform: What to do to images; ``None`` for nothing.
+        """
+        self.transform = transform
         self.export_transform = exportable(transform)
 
     def load_checkpoint_config(self, config: dict) -> None:
         """Take the transform of a checkpoint."""
         super().load_checkpoint_config(config)
-        self.export_transform = exportable(self.transform)
+        self.set_transform(self.transform)
 
 
 class MatrixResize(nn.Module):
