@@ -21,7 +21,6 @@ from anovl_plugin.components.distributed import EachImageOnce
 from anovl_plugin.components.export import check_graph, check_openvino, quiet_exporter
 from anovl_plugin.components.post_processor import ZeroShotPostProcessor
 from anovl_plugin.components.pre_processor import ExactPreProcessor
-from anovl_plugin.registration import register
 from anovl_plugin.scoring.adaptation import Adaptation, adaptation_config, read_adaptation
 from anovl_plugin.text.prompts import Domain
 from anovl_plugin.torch_model import AnoVLModel, ImageScore
@@ -303,6 +302,3 @@ def plain(value: object) -> object:
     """Make a list of what anomalib's pipelines give as one of omegaconf's, and leave everything else."""
     foreign = isinstance(value, Sequence) and not isinstance(value, str | list | tuple)
     return list(value) if foreign else value
-
-
-register()
