@@ -99,7 +99,7 @@ def test_a_single_view_is_the_image_itself():
     assert SINGLE == ("image",)
     assert parse_views("single") == parse_views(["image"]) == (identity,)
     image = noise(1, 3, 8, 8)
-    assert same(image) is image
+    assert identity(image) is image
 
 
 @pytest.mark.parametrize("degrees", [0, 11.25, -11.25, 22.5, -22.5, 33.75, -33.75, 45, -45, 100, -170])
