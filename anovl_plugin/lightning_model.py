@@ -10,13 +10,20 @@ from anomalib.data import Batch, InferenceBatch
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
+from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
-from anovl_plugin.components.checkpoint import changed_settings, read_saved_model, reconcile, without_tower
+from anovl_plugin.components.checkpoint import (
+    CheckpointError,
+    changed_settings,
+    read_saved_model,
+    reconcile,
+    without_tower,
+)
 from anovl_plugin.components.distributed import UnpaddedEvaluationSampler
 from anovl_plugin.components.export import check_exportable, check_openvino, quiet_exporter
 from anovl_plugin.components.post_processor import ZeroShotPostProcessor
@@ -119,6 +126,7 @@ class AnoVL(AnomalibModule):
         # The class of the text bank that came with a checkpoint.
         self._checkpoint_class: str | None = None
         self._has_default_pre_processor = pre_processor is True
+        self._was_given_pre_processor = not isinstance(pre_processor, bool)
         if not is_loading_checkpoint() and not backbone.startswith("hf-hub:"):
             self._set_default_transform()
 
@@ -357,6 +365,8 @@ class AnoVL(AnomalibModule):
         if wanted not in {None, "NoneType", current}:
             msg = f"post_processor is a {current}, but the checkpoint was made with a {wanted}; pass one of that class"
             raise ValueError(msg)
+        if self._was_given_pre_processor:
+            self._check_pre_processor(checkpoint)
         super().on_load_checkpoint(checkpoint)
         # anomalib drops a component that the checkpoint's model did not have, but not its callback.
         trainer = attached_trainer(self)
@@ -364,6 +374,21 @@ class AnoVL(AnomalibModule):
             kept = component in (self.pre_processor, self.post_processor)
             if trainer is not None and not kept and component in trainer.callbacks:
                 trainer.callbacks.remove(component)
+
+    def _check_pre_processor(self, checkpoint: dict[str, Any]) -> None:
+        key = "anomalib_pre_processor_config"
+        own = self.pre_processor.checkpoint_config() if isinstance(self.pre_processor, PreProcessor) else None
+        if checkpoint.get(key) == own:
+            return
+        if is_loading_checkpoint():
+            # Changed on purpose; anomalib would replace it.
+            checkpoint.pop(key, None)
+            return
+        msg = (
+            "pre_processor is not the checkpoint's; leave it out, or change it on purpose with "
+            "AnoVL.load_from_checkpoint(path, pre_processor=...)"
+        )
+        raise CheckpointError(msg)
 
     def _restart_thresholds(self, checkpoint: dict[str, Any], changed: list[str]) -> None:
         if not isinstance(self.post_processor, ZeroShotPostProcessor):

@@ -11,11 +11,10 @@ import pytest
 import torch
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
-from anovl_plugin.scoring.adapters import LinearAdapter
 from safetensors.torch import load_file, save_file
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
-from anovl_plugin import AnoVL, ZeroShotPostProcessor, torch_model
+from anovl_plugin import AnoVL, LinearAdapter, ZeroShotPostProcessor, torch_model
 from anovl_plugin.components.checkpoint import CheckpointError
 from anovl_plugin.scoring.image_score import CombinedScore, GlobalScore, MapScore
 from anovl_plugin.vision import backbone as backbones
