@@ -141,12 +141,12 @@ def shown(value: object) -> str:
 
 
 def cause_of(error: BaseException) -> str:
-    """Return the type and message of an exception: one line of at most 200 characters."""
+    """Return the type and message of an exception: one line of at most 250 characters."""
     try:
         message = str(error)
     except Exception:  # noqa: BLE001 - a user's own class
         message = ""
-    return _shorten(f"{type(error).__name__}: {message}".removesuffix(": "), 200)
+    return _shorten(f"{type(error).__name__}: {message}".removesuffix(": "), 250)
 
 
 def _shorten(text: str, limit: int = 100) -> str:

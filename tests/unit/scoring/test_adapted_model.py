@@ -11,9 +11,9 @@ from torch.testing import assert_close
 from anovl_plugin import AnoVL, AnoVLModel, LinearAdapter, TextAdapter
 from anovl_plugin.scoring.scores import map_score, spread
 from tests.helpers import reference, reference_adaptation, trees
+from tests.helpers.adaptations import Center
 from tests.helpers.runs import assert_same, quiet_engine, run_predict, run_test
 from tests.integration.test_documentation import run
-from tests.unit.scoring.test_adaptation import Center
 
 WITHIN = {"atol": 1e-5, "rtol": 0}
 KINDS = {"text": TextAdapter, "linear": LinearAdapter}
