@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+import anovl_plugin
 from anovl_plugin.scoring.adaptation import Adaptation, adapt_tokens
-from tests.helpers.adaptations import Center, Watch, both_kinds, make_text_bank, random_tokens
+from tests.helpers.adaptations import KINDS, Center, Watch, both_kinds, make_text_bank, random_tokens
 
 
 @dataclasses.dataclass
@@ -230,3 +231,9 @@ def test_an_error_of_the_adaptation_itself_passes_unchanged(error):
     with pytest.raises(type(error)) as caught:
         adapt_tokens(Return(fail), random_tokens(2, 9, 24), make_text_bank())
     assert caught.value is error
+
+
+def test_adaptations_are_public():
+    assert anovl_plugin.Adaptation is Adaptation
+    assert anovl_plugin.TextAdapter is KINDS["text"]
+    assert anovl_plugin.LinearAdapter is KINDS["linear"]

@@ -264,12 +264,12 @@ def test_get_model_takes_the_adaptation_with_the_other_arguments(source):
     [
         (
             "Nope",
-            r"^adaptation is 'Nope', but must be the class path of an Adaptation, such as anovl_plugin.TextAdapter$",
+            r"^adaptation is 'Nope', but no imported class has that name; try LinearAdapter, TextAdapter, or the cl",
         ),
-        ({"class_path": "TextAdapter", "init_args": {"pace": 2}}, r"^TextAdapter does not take the arguments .*pace"),
+        ({"class_path": "TextAdapter", "init_args": {"pace": 2}}, r"^adaptation: TextAdapter does not accept .*pace"),
         (
             {"class_path": "TextAdapter", "init_args": {"steps": 0}},
-            r"^steps of TextAdapter is 0, but must be a whole number of at least 1$",
+            r"^adaptation: TextAdapter does not accept .*: steps of TextAdapter is 0, but must be a whole number of",
         ),
     ],
     ids=str,
