@@ -44,6 +44,7 @@ DEMO_BACKBONE = "anovl-demo"
 _DEMO_FOLDER = Path(str(files("anovl_plugin"))) / "demo"
 _HUB, _FOLDER = "hf-hub:", "local-dir:"
 _CONFIG_FILE = "open_clip_config.json"
+_EXAMPLES = (DEFAULT_BACKBONE, "ViT-B-16", "ViT-B-32", "ViT-L-14", "ViT-L-14-336", "ViT-H-14", DEMO_BACKBONE)
 # Stand in for the tower that is not wanted.
 _NO_VISION = {"layers": 1, "width": 64, "patch_size": 32, "image_size": 32}
 _NO_TEXT = {"layers": 1, "width": 64, "heads": 1, "vocab_size": 8, "context_length": 4}
@@ -179,9 +180,7 @@ def check_source(backbone: str, pretrained: str | Path | None) -> tuple[str, str
         raise TypeError(msg)
     if brings_weights(backbone):
         if pretrained not in {None, DEFAULT_PRETRAINED}:
-            msg = (
-                f"pretrained is {brief(pretrained)}, but {brief(backbone)} brings its own weights; leave pretrained out"
-            )
+            msg = f"pretrained is {brief(pretrained)}, but {brief(backbone)} brings its own weights; leave it out"
             raise BackboneError(msg)
         if backbone.startswith(_FOLDER):
             _check_folder(backbone)
@@ -323,8 +322,9 @@ def _build(
             wanted.pop("logit_bias", None)
         wanted["logit_scale"] = wanted["logit_scale"].reshape(tower.logit_scale.shape)
     state = {name: value.float() for name, value in wanted.items()}
-    check_fit(state, tower.state_dict(), backbone)
-    check_finite(state)
+    whole_names = {f"{prefix}{name}": value for name, value in state.items()}
+    check_fit(whole_names, {f"{prefix}{name}": value for name, value in tower.state_dict().items()}, backbone)
+    check_finite(whole_names)
     tower.load_state_dict(state)
     return tower.float().eval().requires_grad_(False)
 
@@ -338,11 +338,9 @@ def _pair(size: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
 
 
 def _unsupported(name: str, kind: str) -> BackboneError:
-    supported = [each for each in supported_architectures() if not each.endswith("-quickgelu")]
     return BackboneError(
         f"backbone {brief(name)} ({kind}) is not a vision transformer that value-wise attention can run on; use one of "
-        f"{', '.join(supported[:8])} or another of the {len(supported_architectures())} that "
-        "anovl_plugin.vision.backbone.supported_architectures() lists"
+        f"{', '.join(_EXAMPLES)} or another of those that anovl_plugin.vision.backbone.supported_architectures() lists"
     )
 
 
@@ -392,7 +390,8 @@ def _read_config(backbone: str, pretrained: str | None) -> tuple[dict[str, Any],
             content = json.loads(path.read_text(encoding="utf-8"))
             return _complete(content["model_cfg"]), content.get("preprocess_cfg", {})
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            msg = f"{_CONFIG_FILE} of {brief(backbone)} is damaged or incomplete ({type(error).__name__}: {first_line(error)})"
+            cause = f"{type(error).__name__}: {first_line(error)}"
+            msg = f"{_CONFIG_FILE} of {brief(backbone)} is damaged or incomplete ({cause})"
             raise BackboneError(msg) from None
     register_demo_architecture()
     config = open_clip.get_model_config(backbone)
@@ -479,6 +478,6 @@ def _cannot_load(backbone: str, pretrained: str | None, error: Exception) -> Bac
     )
     setting = "set backbone to its architecture and pretrained" if own else "set pretrained"
     return BackboneError(
-        f"cannot load {brief(backbone)}{source} ({type(error).__name__}: {first_line(error)}). Try one of: {setting} to "
-        f"a .safetensors or .pt file of these weights; {cache}; or backbone={DEMO_BACKBONE}, which needs no download."
+        f"cannot load {brief(backbone)}{source} ({type(error).__name__}: {first_line(error)}). Try one of: {setting} "
+        f"to a .safetensors or .pt file of these weights; {cache}; or backbone={DEMO_BACKBONE}, which needs no download."
     )

@@ -129,7 +129,7 @@ def settings(**values):
 LABELS = {
     "nothing differs": (settings(backbone=["a", "a"]), ["AnoVL", "AnoVL"]),
     "adaptation": (
-        settings(image_score=GlobalScore([None, "paper"]), adaptation=[None, "anovl_plugin.TextAdapter"]),
+        settings(image_views=[None, "paper"], adaptation=[None, "anovl_plugin.TextAdapter"]),
         ["AnoVL", "AnoVL, paper, TextAdapter"],
     ),
     "numbers": (settings(image_size=["240.0", "480.0"]), ["AnoVL, image_size 240", "AnoVL, image_size 480"]),

@@ -11,9 +11,9 @@ from torch.testing import assert_close
 from anovl_plugin import AnoVL, AnoVLModel, LinearAdapter, TextAdapter
 from anovl_plugin.scoring.scores import map_score
 from tests.helpers import reference, reference_adaptation, trees
+from tests.helpers.adaptations import Center
 from tests.helpers.runs import assert_same, quiet_engine, run_predict, run_test
 from tests.integration.test_documentation import run
-from tests.unit.scoring.test_adaptation import Center
 
 WITHIN = {"atol": 1e-5, "rtol": 0}
 KINDS = {"text": TextAdapter, "linear": LinearAdapter}
@@ -268,12 +268,12 @@ def test_get_model_takes_the_adaptation_with_the_other_arguments(source):
     [
         (
             "Nope",
-            r"^adaptation is 'Nope', but must be the class path of an Adaptation, such as anovl_plugin.TextAdapter$",
+            r"^adaptation is 'Nope', but no imported class has that name; try LinearAdapter, TextAdapter, or the cl",
         ),
-        ({"class_path": "TextAdapter", "init_args": {"pace": 2}}, r"^TextAdapter does not take the arguments .*pace"),
+        ({"class_path": "TextAdapter", "init_args": {"pace": 2}}, r"^adaptation: TextAdapter does not accept .*pace"),
         (
             {"class_path": "TextAdapter", "init_args": {"steps": 0}},
-            r"^steps of TextAdapter is 0, but must be a whole number of at least 1$",
+            r"^adaptation: TextAdapter does not accept .*: steps of TextAdapter is 0, but must be a whole number of",
         ),
     ],
     ids=str,

@@ -1,4 +1,4 @@
-"""The text bank against the slow reference, and what neither a cut context nor a cast may change."""
+"""The text bank against the slow reference, and what neither a truncated context nor a cast may change."""
 
 from copy import deepcopy
 
@@ -7,7 +7,8 @@ import torch
 from torch.testing import assert_close
 
 from anovl_plugin.text.prompts import prompt_ensemble
-from anovl_plugin.text.text_bank import TextBank, TextTower, state_embedding
+from anovl_plugin.text.text_bank import TextBank, hash_prompts, state_embedding
+from anovl_plugin.text.text_tower import LazyTextTower, TextTower
 from anovl_plugin.vision.backbone import load_backbone
 from tests.conftest import TINY
 from tests.helpers import reference
@@ -43,15 +44,15 @@ def square_tower(weights_of):
 
 @pytest.fixture(scope="module")
 def filled(square_tower):
-    bank = TextBank(24, 924)
-    bank.build(square_tower, prompt_ensemble("bottle"))
+    bank = TextBank()
+    bank.build(square_tower, "bottle")
     return bank
 
 
 def test_bank_equals_the_reference(name, tower, weights_of):
     states, prompts = reference.text_bank(name, weights_of(name), "bottle")
-    bank = TextBank(states.shape[1], 924)
-    bank.build(tower, prompt_ensemble("bottle"))
+    bank = TextBank()
+    bank.build(tower, "bottle")
     assert bank.state_embeddings.shape == (2, states.shape[1])
     assert bank.prompt_embeddings.shape == (924, states.shape[1])
     assert_close(bank.state_embeddings, states.float(), **WITHIN)
@@ -61,8 +62,8 @@ def test_bank_equals_the_reference(name, tower, weights_of):
 @pytest.mark.parametrize(("class_name", "domain"), [("leather", "auto"), ("metal_nut", "texture")])
 def test_bank_of_other_classes_equals_the_reference(square_tower, weights_of, class_name, domain):
     states, prompts = reference.text_bank("tiny-square", weights_of("tiny-square"), class_name, domain)
-    bank = TextBank(24, 924)
-    bank.build(square_tower, prompt_ensemble(class_name, domain))
+    bank = TextBank()
+    bank.build(square_tower, class_name, domain)
     assert_close(bank.state_embeddings, states.float(), **WITHIN)
     assert_close(bank.prompt_embeddings, prompts.float(), **WITHIN)
 
@@ -117,7 +118,7 @@ def test_custom_text_holds_its_text_tower_apart(weights_of):
     assert_close(tower.encode(PROMPTS), expected.float(), **WITHIN)
 
 
-def test_state_embedding_averages_before_it_normalises():
+def test_state_embedding_averages_before_it_normalizes():
     embeddings = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
     assert_close(state_embedding(embeddings), torch.tensor([3.0, 1.0]) / 10**0.5)
     assert state_embedding(torch.randn(5, 2, 7, 4)).shape == (5, 2, 4)
@@ -146,17 +147,20 @@ def test_bank_follows_to_another_device(filled):
 
 
 def test_bank_travels_in_a_state_dict(filled):
-    fresh = TextBank(24, 924)
-    assert set(filled.state_dict()) == {"state_embeddings", "prompt_embeddings"}
+    fresh = TextBank()
+    assert not fresh.is_built
+    assert set(filled.state_dict()) == {"state_embeddings", "prompt_embeddings", "_extra_state"}
     fresh.load_state_dict(filled.state_dict())
+    assert (fresh.class_name, fresh.domain) == ("bottle", "object")
+    assert fresh.prompts_hash == hash_prompts(prompt_ensemble("bottle"))
     assert torch.equal(fresh.state_embeddings, filled.state_embeddings)
     assert torch.equal(fresh.prompt_embeddings, filled.prompt_embeddings)
 
 
 def test_autocast_does_not_reach_the_bank(filled, square_tower):
-    bank = TextBank(24, 924)
+    bank = TextBank()
     with torch.autocast("cpu", torch.bfloat16):
-        bank.build(square_tower, prompt_ensemble("bottle"))
+        bank.build(square_tower, "bottle")
     assert torch.equal(bank.state_embeddings, filled.state_embeddings)
 
 
@@ -166,15 +170,59 @@ def test_building_takes_no_gradient(filled):
 
 
 @pytest.mark.parametrize("words", [76, 300])
-def test_a_prompt_that_does_not_fit_is_refused(tower, words):
+def test_a_prompt_that_does_not_fit_is_an_error(tower, words):
     prompt = "rust " * words
     message = r"^the prompt 'rust .*' is longer than the 77 tokens this text tower reads; use a shorter class_name$"
     with pytest.raises(ValueError, match=message):
         tower.encode(["a photo", prompt])
     with pytest.raises(ValueError, match="use a shorter class_name"):
-        TextBank(24, 924).build(tower, prompt_ensemble(prompt))
+        TextBank().build(tower, prompt)
 
 
 @pytest.mark.parametrize("words", [74, 75])  # with the start and the end token 76 and 77
 def test_a_prompt_that_just_fits_is_read(square_tower, words):
     assert square_tower.encode(["rust " * words]).shape == (1, 24)
+
+
+def test_the_hash_covers_every_sentence_and_its_place():
+    ensemble = prompt_ensemble("bottle")
+    swapped = ensemble._replace(normal=[*ensemble.normal[1:], ensemble.normal[0]])
+    moved = ensemble._replace(normal=[*ensemble.normal, ensemble.abnormal[0]], abnormal=ensemble.abnormal[1:])
+    assert len({hash_prompts(each) for each in (ensemble, swapped, moved, prompt_ensemble("nut"))}) == 4
+
+
+def test_a_bank_knows_what_it_is_for(filled):
+    assert filled.is_for("bottle", "auto")
+    assert filled.is_for("bottle", "object")
+    assert not filled.is_for("bottle", "texture")
+    assert not filled.is_for("nut", "object")
+
+
+def test_a_copy_is_a_bank_of_its_own(filled):
+    copied = filled.copy()
+    copied.state_embeddings.zero_()
+    assert copied.is_for("bottle", "object")
+    assert filled.state_embeddings.abs().sum() > 1
+
+
+def test_damaged_embeddings_are_an_error(square_tower, monkeypatch):
+    monkeypatch.setattr(square_tower, "encode", lambda prompts: torch.full((len(prompts), 24), float("nan")))
+    bank = TextBank()
+    with pytest.raises(ValueError, match="^the text bank of 'bottle' holds NaN or infinite values, so the weights or"):
+        bank.build(square_tower, "bottle")
+    assert not bank.is_built
+
+
+def test_a_lazy_tower_is_loaded_when_needed_and_released_afterwards(square_tower):
+    loads = []
+    lazy = LazyTextTower(lambda: loads.append(1) or square_tower)
+    assert not lazy.is_loaded
+    assert lazy.get() is lazy.get() is square_tower
+    assert len(loads) == 1
+    lazy.release()
+    assert not lazy.is_loaded
+    assert lazy.get() is square_tower
+    assert len(loads) == 2
+    lazy.put(square_tower)
+    assert lazy.get() is square_tower
+    assert len(loads) == 2
