@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from anovl_plugin import AnoVL, AnoVLModel, TextAdapter
 from anovl_plugin.components.distributed import UnpaddedEvaluationSampler
 from anovl_plugin.demo import DemoSurfaces
+from anovl_plugin.scoring.image_score import CombinedScore
 from tests.helpers.runs import quiet_engine, run_test
 from tests.integration.test_documentation import ROOT, run
 
@@ -129,12 +130,12 @@ def test_half_precision_on_a_gpu(precision, usual, surfaces, tmp_path):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"image_views": ["image", "flip", "rotate 30"], "image_score": "both"}, {"tiling": 1}],
+    [{}, {"image_score": CombinedScore(["image", "flip", "rotate 30"])}, {"tiles_per_side": 1}],
     ids=["plain", "views", "tiles"],
 )
 def test_compiles_whole(options, weights_of):
     model = AnoVLModel("tiny-square", pretrained=weights_of("tiny-square"), class_name="bottle", **options)
-    images = torch.rand(2, 3, 32, 50 if options.get("tiling") else 32)
+    images = torch.rand(2, 3, 32, 50 if options.get("tiles_per_side") else 32)
     expected = model(images)
     # The graph is what can go wrong; what a compiler makes of it takes minutes.
     found = torch.compile(model, backend="eager", fullgraph=True)(images)
