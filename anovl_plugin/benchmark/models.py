@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torchvision.transforms.v2 import Compose, InterpolationMode, Normalize, Resize
 
 from anovl_plugin.benchmark.evaluator import PaperEvaluator
-from anovl_plugin.lightning_model import plain
+from anovl_plugin.config import to_builtin
 from anovl_plugin.vision.backbone import Backbone, load_backbone
 
 PACKAGE = "anovl_plugin.benchmark"
@@ -68,17 +68,18 @@ class Benchmarked:
     - ``setup_seconds``: what comes before the first image, once the weights are loaded: the text bank of a zero-shot
       model, and fitting, reading the training images included and validation left out.
 
-    The pipeline of anomalib 2.7 takes the columns of its CSV from the first run, so all models of a file have to be
-    given the same arguments. Those that say nothing to a model are ``null``, which stands for "not given" here.
+    The pipeline of anomalib 2.7 takes the columns of its CSV from the first run, so all models of a file must have the
+    same arguments. Those that a model does not have are ``null``, which means "not given" here, at any depth.
 
     Args:
-        **settings: the model's own arguments; those that are ``None`` are left out.
+        **settings: The model's own arguments; those that are ``None``, or mappings of nothing else, are left out.
     """
 
     def __init__(self, **settings: Any) -> None:
         self._setup_watch, self._test_watch, self._timed_images = Stopwatch(), Stopwatch(), 0
-        given = {name: plain(value) for name, value in settings.items() if value is not None}
-        super().__init__(**given, evaluator=PaperEvaluator(), post_processor=False, visualizer=False)
+        super().__init__(
+            **without_nulls(to_builtin(settings)), evaluator=PaperEvaluator(), post_processor=False, visualizer=False
+        )
 
     @property
     def _learns_nothing(self) -> bool:
@@ -144,6 +145,17 @@ class Benchmarked:
         super().on_test_epoch_end()
         self.log("seconds_per_image", self._test_watch.seconds / self._timed_images)
         self.log("setup_seconds", self._setup_watch.seconds)
+
+
+def without_nulls(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings without those that are ``None``, and without mappings that hold nothing else.
+
+    Example:
+        >>> without_nulls({"class_path": "GlobalScore", "init_args": {"views": None}, "steps": 0})
+        {'class_path': 'GlobalScore', 'steps': 0}
+    """
+    parts = {name: without_nulls(value) if isinstance(value, dict) else value for name, value in settings.items()}
+    return {name: value for name, value in parts.items() if value is not None and value != {}}
 
 
 def benchmarked(model: type[AnomalibModule]) -> type[AnomalibModule]:

@@ -15,12 +15,13 @@ from anomalib.data.datasets.image import mvtecad, visa
 from anomalib.models import Patchcore, WinClip, get_model
 from anomalib.models.image.patchcore.torch_model import PatchcoreModel
 from anomalib.pipelines.components.utils import get_iterator_from_grid_dict
+from anomalib.utils.config import flatten_dict
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from anovl_plugin import AnoVL, AnoVLModel, benchmark
+from anovl_plugin import AnoVL, AnoVLModel, GlobalScore, LinearAdapter, TextAdapter, benchmark
 from anovl_plugin.benchmark import BenchmarkWinClip
-from anovl_plugin.benchmark.models import PACKAGE, Stopwatch
+from anovl_plugin.benchmark.models import PACKAGE, Stopwatch, without_nulls
 from anovl_plugin.demo import DemoSurfaces
 from anovl_plugin.demo.datamodule import make_category
 from anovl_plugin.report.results import last_name
@@ -195,15 +196,17 @@ def test_anomalibs_own_winclip_stops_the_benchmark(images, tmp_path, monkeypatch
 
 
 def test_settings_that_are_null_are_not_given():
-    model = benchmark.BenchmarkPatchcore(**PATCHCORE, adaptation=None, num_neighbors=None)
+    score = {"class_path": None, "init_args": {"views": None}}
+    model = benchmark.BenchmarkPatchcore(**PATCHCORE, adaptation=None, image_score=score, num_neighbors=None)
     assert model.model.num_neighbors == signature(Patchcore).parameters["num_neighbors"].default
 
 
 @pytest.mark.parametrize("name", [f"{PACKAGE}.BenchmarkAnoVL", "AnoVL"])
 def test_settings_may_be_lists_as_the_pipeline_reads_them(name):
-    views = {"image_views": ["image", "flip"], "image_size": [96, 48]}
-    model = get_model({"class_path": name, "init_args": {**DEMO, **views}})
-    assert (model.model.num_views, model.model.image_size) == (2, (96, 48))
+    score = {"class_path": "anovl_plugin.GlobalScore", "init_args": {"views": ["image", "flip"]}}
+    model = get_model({"class_path": name, "init_args": {**DEMO, "image_score": score, "image_size": [96, 48]}})
+    assert model.model.image_score == GlobalScore(["image", "flip"])
+    assert model.model.image_size == (96, 48)
 
 
 def test_settings_that_a_model_does_not_have_are_refused():
@@ -246,14 +249,24 @@ def test_config_states_its_command_and_what_to_expect(path):
 def test_config_is_one_that_the_pipeline_takes(path):
     runs = containers(path)
     # The columns of the CSV are those of the first run.
-    assert len({tuple(sorted(run["model"]["init_args"])) for run in runs}) == 1
+    assert len({tuple(sorted(flatten_dict(run))) for run in runs}) == 1
     models = {run["model"]["class_path"]: run["model"]["init_args"] for run in runs}
     assert set(models) == {f"{PACKAGE}.Benchmark{name}" for name in ("AnoVL", "WinClip", "Patchcore")}
     for run_ in runs:
         kind = getattr(benchmark, last_name(run_["model"]["class_path"]))
         known = {name for base in kind.__mro__ for name in signature(base.__init__).parameters}
-        assert {name for name, value in run_["model"]["init_args"].items() if value is not None} <= known
+        assert {*without_nulls(run_["model"]["init_args"])} <= known
         assert get_datamodule(run_["data"]).eval_batch_size == run_["data"]["init_args"]["eval_batch_size"]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_compares_anovl_without_and_with_the_papers_views_and_adaptation(path):
+    settings = [run["model"] for run in containers(path) if run["model"]["class_path"] == f"{PACKAGE}.BenchmarkAnoVL"]
+    # Each model runs on all categories before the next.
+    plain, paper = (get_model(each).model for each in (settings[0], settings[-1]))
+    assert (plain.image_score, plain.adaptation) == (GlobalScore("single"), None)
+    assert paper.image_score == GlobalScore("paper")
+    assert paper.adaptation == (LinearAdapter() if path.stem == "visa" else TextAdapter())
 
 
 @pytest.mark.parametrize(("name", "categories"), [("mvtec", mvtecad.CATEGORIES), ("visa", visa.CATEGORIES)])
