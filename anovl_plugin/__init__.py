@@ -29,7 +29,7 @@ _HOMES = {
     "LinearAdapter": "scoring.adaptation",
     "TextAdapter": "scoring.adaptation",
     "TextBank": "text.text_bank",
-    "TextTower": "text.text_bank",
+    "TextTower": "text.text_tower",
     "ZeroShotPostProcessor": "components.post_processor",
     "load_backbone": "vision.backbone",
     "prompt_ensemble": "text.prompts",

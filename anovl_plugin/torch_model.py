@@ -11,7 +11,7 @@ from anovl_plugin.scoring.adaptation import Adaptation, adapt_tokens, read_adapt
 from anovl_plugin.scoring.scores import abnormality_margin, check_fraction, map_score, margin_map, spread
 from anovl_plugin.text.prompts import Domain, prompt_ensemble, resolve_domain
 from anovl_plugin.text.text_bank import TextBank, TextTower
-from anovl_plugin.vision.backbone import DEFAULT_BACKBONE, DEFAULT_PRETRAINED, fingerprint, load_backbone
+from anovl_plugin.vision.backbone import DEFAULT_BACKBONE, DEFAULT_PRETRAINED, load_backbone
 from anovl_plugin.vision.tiles import BATCH_SIZE, check_tiling, make_tiler
 from anovl_plugin.vision.value_attention import VisionTokens, image_forward, value_wise_forward
 from anovl_plugin.vision.views import Views, is_exporting, read_views, same, sum_over_views
@@ -88,11 +88,11 @@ class AnoVLModel(nn.Module):
         self._source = (backbone, pretrained, image_size)
         loaded = load_backbone(*self._source)
         self.visual = loaded.visual
-        self.fingerprint = fingerprint(loaded.visual)
+        self.fingerprint = loaded.fingerprint
         self.image_size, self.mean, self.std = loaded.image_size, loaded.mean, loaded.std
         check_tiling(tiling, self.image_size)
         self.tiling = tiling
-        self.score_unit = 1 / float(loaded.clip.logit_scale.exp())
+        self.score_unit = loaded.temperature
         num_prompts = sum(map(len, prompt_ensemble("object")))
         self.text_bank = TextBank(loaded.visual.output_dim, num_prompts)
         # In a tuple, so that the tower is no submodule: it follows no cast, enters no checkpoint and no export.
@@ -199,7 +199,7 @@ class AnoVLModel(nn.Module):
 
     def _take_text_tower(self) -> TextTower:
         if not self._text_tower:
-            loaded = load_backbone(*self._source)
+            loaded = load_backbone(*self._source, image=False)
             self._text_tower = (TextTower(loaded.clip, loaded.tokenizer),)
         tower, self._text_tower = self._text_tower[0], ()
         return tower

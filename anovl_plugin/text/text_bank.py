@@ -7,95 +7,10 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 
 from anovl_plugin.text.prompts import PromptEnsemble
-
-
-class TextTower(nn.Module):
-    """The text side of an open_clip model: sentences in, embeddings out.
-
-    Args:
-        clip: an open_clip ``CLIP`` or ``CustomTextCLIP``; only its text part is used.
-        tokenizer: turns a list of sentences into token ids (K, L), as ``open_clip.get_tokenizer`` makes it.
-    """
-
-    def __init__(self, clip: nn.Module, tokenizer: Callable[[list[str]], Tensor]) -> None:
-        super().__init__()
-        self.clip = clip
-        self.tokenizer = tokenizer
-
-    @property
-    def device(self) -> torch.device:
-        """Where the tower's weights are."""
-        return next(self.parameters()).device
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Embed token ids (K, L) as vectors (K, C), not normalised."""
-        return self.clip.encode_text(tokens)
-
-    def tokenize(self, prompts: list[str]) -> Tensor:
-        """Turn sentences into token ids (K, L).
-
-        Raises:
-            ValueError: if a sentence does not fit into the tower's context.
-        """
-        tokens = self.tokenizer(prompts)
-        if self._is_causal:
-            # A full row is one that just fits or one that was cut; only counting its tokens tells.
-            full = (tokens.argmax(1) == tokens.shape[1] - 1).nonzero().flatten().tolist()
-            cut = [prompts[row] for row in full if len(self.tokenizer.encode(prompts[row])) + 2 > tokens.shape[1]]
-            if cut:
-                msg = (
-                    f"the prompt {cut[0]!r} is longer than the {tokens.shape[1]} tokens this text tower reads; "
-                    "use a shorter class_name"
-                )
-                raise ValueError(msg)
-        return tokens
-
-    def encode(self, prompts: list[str], batch_size: int = 256, *, cut_context: bool = True) -> Tensor:
-        """Embed sentences.
-
-        A causal tower never looks past the end token, so the context is cut to the longest sentence: the same
-        embeddings in a fraction of the time.
-
-        Args:
-            prompts: K sentences.
-            batch_size: how many are encoded at once.
-            cut_context: leave the context whole to compare.
-
-        Returns:
-            Embeddings (K, C), float32, on the tower's device, not normalised.
-
-        Raises:
-            ValueError: if a sentence does not fit into the tower's context.
-        """
-        tokens = self.tokenize(prompts).to(self.device)
-        overrides: dict[str, Tensor] = {}
-        if cut_context and self._is_causal:
-            length = int(tokens.argmax(1).max()) + 1
-            tokens = tokens[:, :length]
-            overrides = self._context_of(length)
-        parts = [functional_call(self, overrides, (part,)) for part in tokens.split(batch_size)]
-        return torch.cat(parts).float()
-
-    @property
-    def _text(self) -> nn.Module:
-        return getattr(self.clip, "text", self.clip)
-
-    @property
-    def _is_causal(self) -> bool:
-        pool_type = getattr(self._text, "text_pool_type", getattr(self._text, "pool_type", None))
-        has_mask = getattr(self._text, "attn_mask", None) is not None
-        return pool_type == "argmax" and has_mask and getattr(self._text, "cls_emb", None) is None
-
-    def _context_of(self, length: int) -> dict[str, Tensor]:
-        prefix = "clip." if self._text is self.clip else "clip.text."
-        return {
-            f"{prefix}positional_embedding": self._text.positional_embedding[:length],
-            f"{prefix}attn_mask": self._text.attn_mask[:length, :length],
-        }
+from anovl_plugin.text.text_tower import TextTower
 
 
 def state_embedding(embeddings: Tensor) -> Tensor:

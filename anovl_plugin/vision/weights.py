@@ -65,7 +65,8 @@ def check_fit(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], bac
         BackboneError: If a name is missing or left over, or a shape differs; names the first few.
     """
     shapes = [
-        f"{name} has shape {tuple(weights[name].shape)} instead of {tuple(tensor.shape)}{_hint(name, weights[name], tensor)}"
+        f"{name} has shape {tuple(weights[name].shape)} instead of {tuple(tensor.shape)}"
+        + _hint(name, weights[name], tensor)
         for name, tensor in expected.items()
         if name in weights and weights[name].shape != tensor.shape
     ]
@@ -110,8 +111,8 @@ def read_temperature(weights: Mapping[str, Tensor]) -> float:
     value = float(scale)
     if not math.isfinite(value) or abs(value) > _MAX_LOGIT_SCALE:
         msg = (
-            f"logit_scale is {value}, but it is the logarithm of CLIP's scale and must be between -{_MAX_LOGIT_SCALE:g} "
-            f"and {_MAX_LOGIT_SCALE:g}; use undamaged weights"
+            f"logit_scale is {value}, but it is the logarithm of CLIP's scale and must be between "
+            f"-{_MAX_LOGIT_SCALE:g} and {_MAX_LOGIT_SCALE:g}; use undamaged weights"
         )
         raise BackboneError(msg)
     return math.exp(-value)
@@ -163,7 +164,7 @@ def _read_zip(path: Path) -> object:
         raise _error(
             path,
             "is a TorchScript archive, as OpenAI publishes them, and could run code. If you trust it, convert it with "
-            f'python -c "import torch; torch.save(torch.jit.load({name}, \'cpu\').state_dict(), \'weights.pt\')" '
+            f"python -c \"import torch; torch.save(torch.jit.load({name}, 'cpu').state_dict(), 'weights.pt')\" "
             "and use weights.pt",
         )
     if "data.pkl" not in names:
@@ -180,8 +181,8 @@ def _read_pickle(path: Path, *, mmap: bool = False) -> object:
         name = re.search(r"GLOBAL ([\w.]+)", str(error))
         if isinstance(error, pickle.UnpicklingError) and name:
             problem = (
-                f"holds Python code or objects ({name[1][:80]}) beside tensors, none of which was run; save the tensors "
-                "alone: torch.save(model.state_dict(), 'weights.pt')"
+                f"holds Python code or objects ({name[1][:80]}) beside tensors, none of which was run; save "
+                "the tensors alone: torch.save(model.state_dict(), 'weights.pt')"
             )
         else:
             problem = f"is truncated or damaged ({type(error).__name__}: {first_line(error)}); download it again"

@@ -118,7 +118,7 @@ def bench_prompts(setting: Setting) -> Iterator[Line]:
     loaded = load_backbone(DEFAULT_BACKBONE, setting.weights)
     tower = TextTower(loaded.clip.to(setting.device), loaded.tokenizer)
     prompts = [sentence for state in prompt_ensemble(CLASS_NAME) for sentence in state]
-    times = in_turns(lambda: tower.encode(prompts), lambda: tower.encode(prompts, cut_context=False), 1)
+    times = in_turns(lambda: tower.encode(prompts), lambda: tower.encode(prompts, truncate_context=False), 1)
     yield ratio("prompts, cut context ÷ full, each", times, len(prompts), "≤ 0.25")
 
 

@@ -1,7 +1,7 @@
 """The same weights, tokens and text on an older open_clip.
 
 ``ANOVL_OLD_OPEN_CLIP`` names a folder that holds its package, as ``pip install --no-deps --target FOLDER
-open_clip_torch==2.24.0`` makes it. Versions before 2.27 cannot read safetensors themselves.
+open_clip_torch==2.23.0`` makes it.
 """
 
 import os
@@ -24,7 +24,7 @@ WITHIN = {"atol": 1e-5, "rtol": 0}
 SCRIPT = """
 import sys, torch, open_clip
 from anovl_plugin.vision.backbone import load_backbone
-from anovl_plugin.text.text_bank import TextTower
+from anovl_plugin.text.text_tower import TextTower
 from anovl_plugin.torch_model import AnoVLModel
 from anovl_plugin.vision.value_attention import value_wise_forward
 
@@ -40,7 +40,7 @@ for name in names:
     model = AnoVLModel(name, weights, "bottle")
     results[name] = {
         "images": images, "image": tokens.image, "local": tokens.local, "open_clip": loaded.visual(images),
-        "cut": tower.encode(sentences), "full": tower.encode(sentences, cut_context=False),
+        "truncated": tower.encode(sentences), "full": tower.encode(sentences, truncate_context=False),
         "states": model.text_bank.states, **model(images)._asdict(),
     }
 torch.save(results, out)
@@ -74,8 +74,8 @@ def test_both_paths_equal_the_reference_and_that_open_clip(name, results, weight
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_cut_context_gives_what_the_full_one_gives(name, results):
-    assert_close(results[name]["cut"], results[name]["full"], **WITHIN)
+def test_truncated_context_gives_what_the_full_one_gives(name, results):
+    assert_close(results[name]["truncated"], results[name]["full"], **WITHIN)
 
 
 @pytest.mark.parametrize("name", TINY)

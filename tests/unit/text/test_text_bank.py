@@ -76,7 +76,7 @@ def test_rows_are_unit_vectors_normal_first(filled, square_tower):
 
 
 def test_cut_context_gives_what_the_full_one_gives(tower):
-    cut, full = tower.encode(PROMPTS), tower.encode(PROMPTS, cut_context=False)
+    cut, full = tower.encode(PROMPTS), tower.encode(PROMPTS, truncate_context=False)
     assert cut.dtype == torch.float32
     assert_close(cut, full, **WITHIN)
 
@@ -87,7 +87,7 @@ def test_context_is_really_cut_and_afterwards_whole(tower, monkeypatch):
     encode_text = clip.encode_text
     monkeypatch.setattr(clip, "encode_text", lambda tokens: lengths.append(tokens.shape[1]) or encode_text(tokens))
     tower.encode(["a photo", "rust"])
-    tower.encode(["a photo", "rust"], cut_context=False)
+    tower.encode(["a photo", "rust"], truncate_context=False)
     assert lengths == [4, 77]
     text = getattr(clip, "text", clip)
     assert text.positional_embedding.shape[0] == 77
