@@ -15,8 +15,8 @@ from torch import Tensor
 from anovl_plugin.hosts.open_clip import POSITION_IDS
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-# What OpenAI's files hold beside the weights, and a constant that some text towers keep among them.
-_NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", POSITION_IDS)
+# What OpenAI's files hold beside the weights, and constants that converted files and some text towers keep among them.
+_NOT_WEIGHTS = {"input_resolution", "context_length", "vocab_size", "attn_mask", "text.attn_mask", POSITION_IDS}
 _SAFETENSORS_HEADER = 100_000_000
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 # exp() of it is CLIP's scale: 4.6, a scale of 100, where CLIP's training clamps it; sigmoid losses go slightly beyond.
@@ -138,7 +138,7 @@ def _read(path: Path) -> object:
     if head[8:9] == b"{" and header <= _SAFETENSORS_HEADER:
         return _read_safetensors(path, is_complete=size >= 8 + header)
     if head.startswith(b"\x80"):  # what torch.save wrote before 1.6
-        return _read_pickle(path)
+        return _read_pickle(path, mmap=False)
     if head.lstrip().startswith(b"<"):
         raise _error(path, "is a web page, not weights; download the file itself")
     raise _error(path, "is not a weights file; use a .safetensors file or a .pt file with a state dict")
@@ -169,12 +169,15 @@ def _read_zip(path: Path) -> object:
         )
     if "data.pkl" not in names:
         raise _error(path, "is a zip archive without weights; extract it and use the weights file in it")
-    return _read_pickle(path, mmap=True)
+    return _read_pickle(path, mmap=path.suffix != ".safetensors")
 
 
-def _read_pickle(path: Path, *, mmap: bool = False) -> object:
+def _read_pickle(path: Path, *, mmap: bool) -> object:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        if mmap:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with path.open("rb") as file:  # of a path, torch judges the name
+            return torch.load(file, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:  # noqa: BLE001 - a damaged pickle fails in any way
