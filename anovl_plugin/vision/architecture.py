@@ -100,6 +100,7 @@ def unsupported(name: str, kind: str) -> BackboneError:
     )
 
 
+@torch.inference_mode(mode=False)  # inference tensors could not be loaded into later
 def build_visual(config: Mapping[str, Any], image_size: tuple[int, int]) -> VisionTransformer:
     """Build an image tower without weights: all of them are NaN until a state dict is loaded.
 
@@ -119,7 +120,9 @@ def build_visual(config: Mapping[str, Any], image_size: tuple[int, int]) -> Visi
     check_size(image_size, patches, "of the given configuration")
     grid = (image_size[0] // patches[0], image_size[1] // patches[1])
     width = visual.positional_embedding.shape[1]
-    set_positions(visual, torch.empty(1 + grid[0] * grid[1], width), image_size, grid)
+    set_positions(
+        visual, torch.empty(1 + grid[0] * grid[1], width, dtype=torch.float32, device="cpu"), image_size, grid
+    )
     for weight in visual.parameters():
         weight.data.fill_(torch.nan)
     return visual.eval().requires_grad_(requires_grad=False)
@@ -180,8 +183,11 @@ def load_text(config: Mapping[str, Any], weights: Mapping[str, Tensor], backbone
 def _build_image_tower(config: Mapping[str, Any], backbone: str) -> VisionTransformer:
     if not is_supported_config(config):
         raise unsupported(backbone, "another kind of image tower")
+    vision = {key: tuple(value) if isinstance(value, list) else value for key, value in config["vision_cfg"].items()}
     # A text tower of its own kind would be looked for on the hub.
-    visual = _build({**config, "text_cfg": _NO_TEXT, "custom_text": False}, backbone, "image").visual
+    visual = _build(
+        {**config, "vision_cfg": vision, "text_cfg": _NO_TEXT, "custom_text": False}, backbone, "image"
+    ).visual
     check_visual(visual, backbone)
     return visual
 
@@ -190,7 +196,7 @@ def _build(config: dict[str, Any], backbone: str, side: str) -> nn.Module:
     is_custom = config.pop("custom_text", False) or config["text_cfg"].get("hf_model_name")
     try:
         with _uninitialized():
-            return (open_clip.CustomTextCLIP if is_custom else open_clip.CLIP)(**config)
+            return (open_clip.CustomTextCLIP if is_custom else open_clip.CLIP)(**config).float()
     except Exception as error:  # noqa: BLE001 - a configuration can be wrong in any way, and text towers ask the hub
         msg = f"cannot build the {side} tower of {brief(backbone)} ({type(error).__name__}: {first_line(error)})"
         raise BackboneError(msg) from None
@@ -215,6 +221,6 @@ class _SkipRandomValues(TorchFunctionMode):
 
 @contextmanager
 def _uninitialized() -> Iterator[None]:
-    """Build modules without random weights: quicker, and torch's random state stays as it is."""
-    with torch.random.fork_rng(devices=[]), _SkipRandomValues():
+    """Build modules on the CPU without random weights: quicker, and torch's random state stays as it is."""
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]), _SkipRandomValues():
         yield

@@ -92,6 +92,7 @@ class Backbone(NamedTuple):
     fingerprint: str | None
 
 
+@torch.inference_mode(mode=False)  # no gradients could flow through inference tensors later
 def load_backbone(
     backbone: str = DEFAULT_BACKBONE,
     pretrained: str | Path | None = DEFAULT_PRETRAINED,

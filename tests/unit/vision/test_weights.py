@@ -306,7 +306,7 @@ def test_weights_that_are_not_finite(tmp_path, weights, value, dtype):
 
 def test_weights_beyond_float32_are_not_finite(tmp_path, weights):
     path = saved(tmp_path, weights, **{"visual.proj": torch.full((64, 24), 1e300, dtype=torch.float64)})
-    with pytest.raises(BackboneError, match="1536 of 1536 weights in 'visual.proj' are NaN or infinite"):
+    with pytest.raises(BackboneError, match=r"^1536 of 1536 weights in .visual\.proj. are NaN"):
         load_backbone("tiny-square", path)
 
 
@@ -334,7 +334,7 @@ def test_temperature(scale):
 # Whose weights they are.
 
 
-def test_weights_of_another_architecture(weights_of, tmp_path, weights):
+def test_weights_of_another_architecture(weights_of, tmp_path):
     def message(name, **side):
         with pytest.raises(BackboneError) as caught:
             load_backbone("tiny-square", weights_of(name), **side)
