@@ -6,35 +6,44 @@ Importing this package registers the model with anomalib and is cheap: everythin
 from anovl_plugin.registration import install
 
 __version__ = "0.1.0"
-__all__ = [
-    "Adaptation",
-    "AnoVL",
-    "AnoVLModel",
-    "ExactPreProcessor",
-    "LinearAdapter",
-    "TextAdapter",
-    "TextBank",
-    "TextTower",
-    "ZeroShotPostProcessor",
-    "load_backbone",
-    "prompt_ensemble",
-    "value_wise_forward",
-]
-
 _HOMES = {
     "Adaptation": "scoring.adaptation",
     "AnoVL": "lightning_model",
     "AnoVLModel": "torch_model",
-    "ExactPreProcessor": "components.pre_processor",
+    "AntialiasedPreProcessor": "components.pre_processor",
+    "CombinedScore": "scoring.image_score",
+    "GlobalScore": "scoring.image_score",
+    "ImageScore": "scoring.image_score",
     "LinearAdapter": "scoring.adaptation",
+    "MapScore": "scoring.image_score",
     "TextAdapter": "scoring.adaptation",
     "TextBank": "text.text_bank",
     "TextTower": "text.text_tower",
     "ZeroShotPostProcessor": "components.post_processor",
+    "check_adaptation": "scoring.check_adaptation",
     "load_backbone": "vision.backbone",
     "prompt_ensemble": "text.prompts",
     "value_wise_forward": "vision.value_attention",
 }
+__all__ = [
+    "Adaptation",
+    "AnoVL",
+    "AnoVLModel",
+    "AntialiasedPreProcessor",
+    "CombinedScore",
+    "GlobalScore",
+    "ImageScore",
+    "LinearAdapter",
+    "MapScore",
+    "TextAdapter",
+    "TextBank",
+    "TextTower",
+    "ZeroShotPostProcessor",
+    "check_adaptation",
+    "load_backbone",
+    "prompt_ensemble",
+    "value_wise_forward",
+]
 
 
 def __getattr__(name: str) -> object:

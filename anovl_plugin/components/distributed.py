@@ -22,7 +22,7 @@ _COPIED = (
 _LOADERS = ("val_dataloader", "test_dataloader")
 
 
-class EachImageOnce(Callback):
+class UnpaddedEvaluationSampler(Callback):
     """Shares a data module's images out among the processes without giving any of them to two.
 
     Where the images cannot be divided evenly, Lightning fills up with the first ones, which are then counted twice in

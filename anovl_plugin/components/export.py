@@ -1,4 +1,4 @@
-"""What can be exported, and an exporter that says only what matters."""
+"""Export checks, and an exporter that logs only what matters."""
 
 import logging
 from collections.abc import Iterator
@@ -8,35 +8,35 @@ from importlib.util import find_spec
 from anovl_plugin.torch_model import AnoVLModel
 
 
-def check_graph(model: AnoVLModel, input_size: tuple[int, int] | None) -> None:
-    """Refuse a model that no graph can hold.
+def check_exportable(model: AnoVLModel, input_size: tuple[int, int] | None) -> None:
+    """Raise an error if a model cannot be exported as a graph.
 
     Args:
-        model: the model to export.
-        input_size: height and width of the images that the graph takes, in pixels; ``None`` for any.
+        model: The model to export.
+        input_size: Height and width in pixels of the images that the graph takes; ``None`` for any.
 
     Raises:
-        ValueError: if the model adapts at test time, or has tiles and the input size is not known.
+        ValueError: If the model adapts at test time, or has tiles and the input size is not known.
     """
     if model.adaptation is not None:
         msg = (
-            f"a graph cannot hold the adaptation {type(model.adaptation).__name__}; "
-            "export the training-free model, without adaptation (--model.adaptation null), or as torch"
+            f"the adaptation {type(model.adaptation).__name__} cannot be exported to a graph; export the training-free "
+            "model, without adaptation (--model.adaptation null), or as torch"
         )
         raise ValueError(msg)
-    if model.tiling is not None and input_size is None:
+    if model.tiles_per_side is not None and input_size is None:
         msg = (
-            "a graph needs to know how many tiles there are, and input_size is not given; "
-            "give the height and width of your images (--input_size [1536,2048]), or export as torch"
+            "the number of tiles depends on the image size, which a graph must know, and input_size is not set; set it "
+            "to the height and width of your images (--input_size [1536,2048]), or export as torch"
         )
         raise ValueError(msg)
 
 
 def check_openvino() -> None:
-    """Say what to install where OpenVINO is missing.
+    """Raise an error that says what to install if OpenVINO is missing.
 
     Raises:
-        ModuleNotFoundError: if it is.
+        ModuleNotFoundError: If it is missing.
     """
     if find_spec("openvino") is None:
         msg = "exporting to OpenVINO needs openvino, which is not installed: pip install 'anomalib[openvino]'"

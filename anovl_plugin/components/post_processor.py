@@ -57,6 +57,14 @@ class ZeroShotPostProcessor(PostProcessor):
             low.fill_(0.0)
             high.fill_(1.0)
 
+    def reset(self) -> None:
+        """Return to thresholds of 0.5 and no validation range; fixed thresholds stay."""
+        for threshold in (self._image_threshold, self._pixel_threshold):
+            threshold.fill_(0.5)
+        for low, high in ((self.image_min, self.image_max), (self.pixel_min, self.pixel_max)):
+            low.fill_(0.0)
+            high.fill_(1.0)
+
     @property
     def image_threshold(self) -> Tensor:
         """Score of images, before normalisation, that becomes 0.5: the given one, else that of the validation data."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import Compose, InterpolationMode, Resize, Transform
 
 
-class ExactPreProcessor(PreProcessor):
+class AntialiasedPreProcessor(PreProcessor):
     """anomalib's pre-processor, whose exported graph resizes with antialiasing, too.
 
     anomalib switches antialiasing off for export, as not every runtime has it, so that an exported model sees other
@@ -20,6 +20,11 @@ class ExactPreProcessor(PreProcessor):
 
     def __init__(self, transform: Transform | None = None) -> None:
         super().__init__(transform)
+        self.export_transform = exportable(transform)
+
+    def set_transform(self, transform: Transform | None) -> None:
+        """Replace the transform, and what is exported for it."""
+        self.transform = transform
         self.export_transform = exportable(transform)
 
     def load_checkpoint_config(self, config: dict) -> None:

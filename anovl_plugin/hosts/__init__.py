@@ -1,1 +1,1 @@
-"""Non-public names of the libraries the package builds on, one file per library."""
+"""What is not public in the hosts, one file per host: a change in a new version shows here and nowhere else."""

@@ -1,7 +1,7 @@
-"""Test-time adaptation (AnoVL, section 3.4): an image's patch tokens are changed before they are scored.
+"""Test-time adaptation (AnoVL, section 3.4): the patch tokens of an image are changed before they are scored.
 
-An :class:`Adaptation` takes patch tokens and the text bank and gives adapted tokens. The paper's tune a small adapter
-g with residual ½ for each image, on the model's own soft labels and on tokens corrupted with noise:
+An :class:`Adaptation` maps patch tokens and the text bank to adapted tokens. The paper's two tune a small adapter g
+with residual ½ for each image, on the model's own soft labels and on tokens corrupted with noise:
 
     g(x) = ½ x + ½ a(x / ‖x‖)
     loss = mean H(p(x)) + ½ mean (−log p_abnormal(x + n) − log p_normal(x)),   n ~ N(0, σ²)
@@ -15,28 +15,27 @@ import dataclasses
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from pkgutil import resolve_name
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import AdamW
 
+from anovl_plugin.config import number, whole_number
+from anovl_plugin.scoring.scores import cosine_difference
 from anovl_plugin.text.text_bank import TextBank
 
 
 class Adaptation(ABC):
-    """What adapts the patch tokens of an image: the place to hook in one of your own.
+    """Adapts the patch tokens of an image. Base class; subclass it to add your own.
 
-    A subclass is a dataclass whose fields are its settings, numbers and strings, so that command line, YAML and
-    checkpoints can hold them. :meth:`adapt` is called outside of inference mode, with gradients enabled and autocast
-    off, on float32 tensors that may be kept for a backward pass; its result is detached. What is not finite in it is
-    put back to what it was, image by image.
+    A subclass is a dataclass whose fields are its settings: numbers, strings, and lists of them, which the command
+    line, YAML and checkpoints can hold. :meth:`adapt` is called outside inference mode, with gradients enabled and
+    autocast off. Its result is detached. Non-finite results are replaced by the input tokens, image by image.
+    :func:`~anovl_plugin.scoring.check_adaptation.check_adaptation` checks a subclass.
 
     Attributes:
-        batch_size: the most images that :meth:`adapt` is given at once; larger batches are worked through in parts.
+        batch_size: The most images that :meth:`adapt` gets at once; larger batches are split. Defaults to 8.
 
     Example:
         >>> @dataclasses.dataclass
@@ -54,68 +53,81 @@ class Adaptation(ABC):
 
     @abstractmethod
     def adapt(self, tokens: Tensor, text_bank: TextBank) -> Tensor:
-        """Adapt patch tokens.
+        """Return adapted patch tokens.
 
         Args:
-            tokens: local tokens, not normalised, shape (B, N, C).
-            text_bank: the states (2, C) and prompts (K, C) to compare them with.
+            tokens: Patch tokens, not normalized, float32 without gradient, shape (B, N, C).
+            text_bank: The embeddings of the states (2, C) and prompts (K, C) to compare them with, float32.
 
         Returns:
-            Adapted tokens, shape (B, N, C).
+            Adapted tokens of a floating-point dtype on the same device, shape (B, N, C). Those of an image should
+            depend on that image alone.
         """
 
 
 def adapt_tokens(adaptation: Adaptation, tokens: Tensor, text_bank: TextBank) -> Tensor:
-    """Adapt the tokens of a batch under any mode of torch's: inference mode, no_grad, autocast.
+    """Return the adapted tokens of a batch, the same in inference mode, under ``no_grad`` and under autocast.
 
     Args:
-        adaptation: what to do.
-        tokens: local tokens of any precision, not normalised, shape (B, N, C).
-        text_bank: the class's text bank.
+        adaptation: The adaptation to apply. It gets float32 copies of the tokens and the text bank.
+        tokens: Patch tokens of any precision, not normalized, shape (B, N, C).
+        text_bank: The text bank of the class.
 
     Returns:
         Adapted tokens, float32, without gradient, shape (B, N, C). An image whose adaptation is not finite keeps its
-        tokens, and one warning says how many did.
+        tokens, and one warning says how many images did.
 
     Raises:
-        ValueError: if the adaptation returns another shape.
+        TypeError: If the adaptation does not return a floating-point tensor, or its ``batch_size`` is not an integer.
+        ValueError: If the adaptation returns another shape or device, or its ``batch_size`` is below 1.
     """
+    batch_size = whole_number(adaptation, "batch_size", least=1)
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(tokens.device.type, enabled=False):
-        # Copies, because what was made in inference mode cannot be kept for a backward pass.
-        start, bank = tokens.detach().float().clone(), text_bank.copy()
-        parts = [adaptation.adapt(part, bank).detach() for part in start.clone().split(adaptation.batch_size)]
-    adapted = torch.cat(parts)
-    if adapted.shape != tokens.shape:
-        name = type(adaptation).__name__
-        msg = f"{name} made tokens of shape {tuple(adapted.shape)} from {tuple(tokens.shape)}; it must keep the shape"
-        raise ValueError(msg)
+        # Copies, because a tensor made in inference mode cannot be saved for a backward pass, and because an
+        # adaptation may write to its arguments.
+        start = tokens.detach().float().clone()
+        parts = start.clone().split(batch_size)
+        adapted = torch.cat([call_adapt(adaptation, part, text_bank.copy()).detach().float() for part in parts])
     finite = adapted.isfinite().flatten(1).all(1)
     if not finite.all():
         count = int((~finite).sum())
         msg = f"the adaptation of {count} of {len(finite)} images is not finite; their maps are training-free"
         warnings.warn(msg, RuntimeWarning, stacklevel=2)
-    return torch.where(finite[:, None, None], adapted.float(), start)
+    return torch.where(finite[:, None, None], adapted, start)
 
 
-def log_odds(tokens: Tensor, states: Tensor) -> Tensor:
-    """Give log p(abnormal) − log p(normal) of tokens: the difference of their cosines with the two states.
+def call_adapt(adaptation: Adaptation, tokens: Tensor, text_bank: TextBank) -> Tensor:
+    """Return the result of :meth:`Adaptation.adapt` as it is; raise an error if it is not one that can be scored.
 
-    Args:
-        tokens: of any length, shape (..., C).
-        states: unit vectors of "normal" and "abnormal", shape (2, C).
-
-    Returns:
-        Differences in [−2, 2], shape (...,).
+    Raises:
+        TypeError: If it is not a floating-point tensor.
+        ValueError: If it has another shape than the tokens or is on another device.
     """
-    return (tokens @ (states[1] - states[0])) / torch.linalg.vector_norm(tokens, dim=-1)
+    # Read before the call, which may change the tokens.
+    shape, device = tuple(tokens.shape), tokens.device
+    adapted = adaptation.adapt(tokens, text_bank)
+    wanted = f"{type(adaptation).__name__}.adapt must return a floating-point tensor of shape {shape} on {device}"
+    if not isinstance(adapted, Tensor):
+        msg = f"{wanted}, but returned {'None' if adapted is None else f'a {type(adapted).__name__}'}"
+        raise TypeError(msg)
+    if not adapted.is_floating_point():
+        msg = f"{wanted}, but returned {adapted.dtype}"
+        raise TypeError(msg)
+    if tuple(adapted.shape) != shape:
+        msg = f"{wanted}, but returned shape {tuple(adapted.shape)}"
+        raise ValueError(msg)
+    if adapted.device != device:
+        msg = f"{wanted}, but returned a tensor on {adapted.device}"
+        raise ValueError(msg)
+    return adapted
 
 
 def soft_label_loss(clean: Tensor, noisy: Tensor) -> Tensor:
-    """Give each image's loss: mean H(p) + ½ mean (−log p_noisy(abnormal) − log p(normal)), means over patches.
+    """Return the loss of each image: mean H(p) + ½ mean (−log p_noisy(abnormal) − log p(normal)), means over patches.
 
     Args:
-        clean: log odds of the patches, shape (B, N).
-        noisy: log odds of the corrupted patches, shape (B, N).
+        clean: Differences of the patches' cosines, log p(abnormal) − log p(normal), shape (B, N).
+        noisy: Those of the corrupted patches, shape (B, N).
 
     Returns:
         Losses in nats, shape (B,).
@@ -124,79 +136,76 @@ def soft_label_loss(clean: Tensor, noisy: Tensor) -> Tensor:
         >>> soft_label_loss(torch.zeros(1, 4), torch.zeros(1, 4)) / math.log(2)
         tensor([2.])
     """
-    is_normal = F.softplus(clean)  # −log p(normal) = −log σ(−d)
-    entropy = is_normal - clean * clean.sigmoid()
-    is_abnormal = F.softplus(-noisy)
-    return entropy.mean(1) + 0.5 * (is_abnormal + is_normal).mean(1)
+    minus_log_normal = F.softplus(clean)  # −log p(normal) = −log σ(−d)
+    entropy = minus_log_normal - clean * clean.sigmoid()
+    minus_log_abnormal = F.softplus(-noisy)
+    return entropy.mean(1) + 0.5 * (minus_log_abnormal + minus_log_normal).mean(1)
 
 
 @dataclasses.dataclass
 class ResidualAdapter(Adaptation):
-    """An adapter tuned for each image: the common part of the paper's two.
+    """Base of the paper's two adapters, which are tuned for each image.
 
-    Each image has weights W and b of its own, in one stack that one AdamW serves: its update is elementwise, so this
-    is the optimisation of each image alone. Initial weights and noise are drawn from the seed, the same for every
-    image, which therefore depends on nothing but itself, the seed and the settings.
+    Each image has its own weights W and bias b. All images share one AdamW, whose update is elementwise, so that each
+    is optimized as if alone. Initial weights and noise are drawn from the seed and are the same for every image: its
+    result depends on nothing but itself, the seed and the settings.
 
     Args:
-        steps: Steps of AdamW.
-        learning_rate: Its learning rate.
-        noise: Standard deviation of the noise on tokens.
-        seed: Seed of the initial weights and of the noise.
-        batch_size: Images tuned at once. Bounds the memory, changes no result.
+        steps: Steps of AdamW, at least 1. Defaults to 5.
+        learning_rate: Learning rate of AdamW, from 0 to 100. Defaults to 0.001.
+        noise_std: Standard deviation of the noise that is added to the tokens, from 0 to 100. Defaults to 0.055.
+        seed: Seed of the initial weights and of the noise, at least 0. Defaults to 0.
+        batch_size: Images tuned at once, at least 1. It bounds the memory and does not change the result. Defaults to
+            4.
 
     Raises:
-        ValueError: If an argument is out of its range.
+        TypeError: If an argument has another type.
+        ValueError: If an argument is out of range.
     """
 
     steps: int = 5
     learning_rate: float = 1e-3
-    noise: float = 0.055
+    noise_std: float = 0.055
     seed: int = 0
     batch_size: int = 4
 
     def __post_init__(self) -> None:
-        """Check the settings."""
+        """Check the settings and convert NumPy numbers."""
         for name, least in {"steps": 1, "seed": 0, "batch_size": 1}.items():
-            value = getattr(self, name)
-            if type(value) is not int or not least <= value < 2**63:
-                msg = f"{name} of {type(self).__name__} is {value!r}, but must be a whole number of at least {least}"
-                raise ValueError(msg)
-        for name in ("learning_rate", "noise"):
-            value = getattr(self, name)
-            if type(value) not in {int, float} or not 0 <= value < math.inf:
-                msg = f"{name} of {type(self).__name__} is {value!r}, but must be a finite number of at least 0"
-                raise ValueError(msg)
+            setattr(self, name, whole_number(self, name, least=least))
+        for name in ("learning_rate", "noise_std"):
+            # With a learning rate above 100, AdamW's weight decay of 0.01 overshoots 0.
+            setattr(self, name, number(self, name, least=0, most=100))
 
     @abstractmethod
-    def outputs(self, text_bank: TextBank) -> int:
-        """Give the number of rows of W."""
+    def hidden_size(self, text_bank: TextBank) -> int:
+        """Return the number of hidden units, which is the number of rows of W."""
 
     @abstractmethod
-    def finish(self, hidden: Tensor, text_bank: TextBank) -> Tensor:
-        """Go from u Wᵀ + b to a(u), shape (B, N, C)."""
+    def decode(self, hidden: Tensor, text_bank: TextBank) -> Tensor:
+        """Compute a(u), shape (B, N, C), from the hidden units u Wᵀ + b."""
 
     def adapt(self, tokens: Tensor, text_bank: TextBank) -> Tensor:
-        """Tune the adapter on each image and apply it, see :meth:`Adaptation.adapt`."""
+        """Tune the adapter on each image and apply it; see :meth:`Adaptation.adapt`."""
         generator = torch.Generator().manual_seed(self.seed)
         parameters = self._initial(tokens, text_bank, generator)
-        # One kernel for the whole update, where torch has it.
+        # One kernel for the whole update where torch has one.
         optimizer = AdamW(parameters, lr=self.learning_rate, fused=tokens.device.type in {"cpu", "cuda"} or None)
         num_patches = tokens.shape[1]
         for _ in range(self.steps):
-            # On the CPU for any device, so that they all draw the same; Lightning changes torch's default precision.
+            # Drawn on the CPU, so that all devices get the same; float32 in spite of torch's default dtype.
             noise = torch.randn(tokens.shape[1:], generator=generator, dtype=torch.float32, device="cpu")
-            both = torch.cat([tokens, tokens + self.noise * noise.to(tokens)], dim=1)
-            odds = log_odds(self._residual(both, parameters, text_bank), text_bank.states)
+            both = torch.cat([tokens, tokens + self.noise_std * noise.to(tokens)], dim=1)
+            differences = cosine_difference(self._residual(both, parameters, text_bank), text_bank.state_embeddings)
             optimizer.zero_grad()
-            soft_label_loss(odds[:, :num_patches], odds[:, num_patches:]).sum().backward()
+            soft_label_loss(differences[:, :num_patches], differences[:, num_patches:]).sum().backward()
             optimizer.step()
         with torch.no_grad():
             return self._residual(tokens, parameters, text_bank)
 
     def _initial(self, tokens: Tensor, text_bank: TextBank, generator: torch.Generator) -> list[Tensor]:
-        # torch's default for Linear: uniform within 1/√C, weights and biases.
-        rows, columns = self.outputs(text_bank), tokens.shape[-1]
+        # The default of torch.nn.Linear: weights and bias uniform in ±1/√C.
+        rows, columns = self.hidden_size(text_bank), tokens.shape[-1]
         bound = 1 / math.sqrt(columns)
         drawn = [torch.empty(*shape, dtype=torch.float32, device="cpu") for shape in ((rows, columns), (1, rows))]
         for part in drawn:
@@ -206,96 +215,31 @@ class ResidualAdapter(Adaptation):
     def _residual(self, tokens: Tensor, parameters: list[Tensor], text_bank: TextBank) -> Tensor:
         weight, bias = parameters
         hidden = torch.baddbmm(bias, F.normalize(tokens, dim=-1), weight.transpose(1, 2))
-        return 0.5 * (tokens + self.finish(hidden, text_bank))
+        return 0.5 * (tokens + self.decode(hidden, text_bank))
 
 
 class TextAdapter(ResidualAdapter):
-    """The adapter published for MVTec AD, which answers in prompts: a(u) = tanh(u Wᵀ + b) T, W (K, C), T (K, C)."""
+    """The adapter published for MVTec AD, whose output is a mixture of prompt embeddings.
 
-    def outputs(self, text_bank: TextBank) -> int:
-        """Give K."""
-        return len(text_bank.prompts)
+    a(u) = tanh(u Wᵀ + b) T with W (K, C) and T (K, C), the prompt embeddings.
+    """
 
-    def finish(self, hidden: Tensor, text_bank: TextBank) -> Tensor:
-        """Mix the prompts: tanh(hidden) T."""
-        return hidden.tanh() @ text_bank.prompts
+    def hidden_size(self, text_bank: TextBank) -> int:
+        """Return K."""
+        return len(text_bank.prompt_embeddings)
+
+    def decode(self, hidden: Tensor, text_bank: TextBank) -> Tensor:
+        """Return tanh(hidden) T."""
+        return hidden.tanh() @ text_bank.prompt_embeddings
 
 
 class LinearAdapter(ResidualAdapter):
-    """The adapter published for VisA: a(u) = u Wᵀ + b, W (C, C)."""
+    """The adapter published for VisA: a(u) = u Wᵀ + b with W (C, C)."""
 
-    def outputs(self, text_bank: TextBank) -> int:
-        """Give C."""
-        return text_bank.states.shape[-1]
+    def hidden_size(self, text_bank: TextBank) -> int:
+        """Return C."""
+        return text_bank.state_embeddings.shape[-1]
 
-    def finish(self, hidden: Tensor, text_bank: TextBank) -> Tensor:  # noqa: ARG002 - the text has no part in it
-        """Take the sum as it is."""
+    def decode(self, hidden: Tensor, text_bank: TextBank) -> Tensor:  # noqa: ARG002 - the adapter does not use the text
+        """Return the hidden units."""
         return hidden
-
-
-def read_adaptation(given: Adaptation | dict[str, Any] | str | None) -> Adaptation | None:
-    """Make an adaptation from what a user, a YAML file or a checkpoint says.
-
-    Args:
-        given: an adaptation, a class path (or the bare name of a class that has been imported), a dictionary of
-            ``class_path`` and ``init_args``, or ``None``.
-
-    Raises:
-        ValueError: if there is no such class, it is no adaptation, or does not take these arguments.
-
-    Example:
-        >>> read_adaptation({"class_path": "anovl_plugin.TextAdapter", "init_args": {"steps": 3}}).steps
-        3
-    """
-    if given is None or isinstance(given, Adaptation):
-        return given
-    config = {"class_path": given} if isinstance(given, str) else given
-    kind, arguments = None, {}
-    if isinstance(config, Mapping) and set(config) <= {"class_path", "init_args"}:
-        kind, arguments = _find(str(config.get("class_path"))), config.get("init_args") or {}
-    if kind is None:
-        msg = f"adaptation is {given!r}, but must be the class path of an Adaptation, such as anovl_plugin.TextAdapter"
-        raise ValueError(msg)
-    try:
-        return kind(**arguments)
-    except TypeError as error:
-        msg = f"{kind.__name__} does not take the arguments {arguments}: {error}"
-        raise ValueError(msg) from error
-
-
-def adaptation_config(adaptation: Adaptation | None) -> dict[str, Any] | None:
-    """Write an adaptation as plain data that :func:`read_adaptation` reads.
-
-    Raises:
-        TypeError: if it is no dataclass, or a setting is no plain data.
-
-    Example:
-        >>> adaptation_config(LinearAdapter(steps=2))["init_args"]["steps"]
-        2
-    """
-    if adaptation is None:
-        return None
-    kind = type(adaptation)
-    if ("__init__" in vars(kind) and "__dataclass_fields__" not in vars(kind)) or not dataclasses.is_dataclass(kind):
-        msg = f"{kind.__name__} is no dataclass, so its settings cannot be saved; put @dataclass above it"
-        raise TypeError(msg)
-    settings = {field.name: getattr(adaptation, field.name) for field in dataclasses.fields(kind) if field.init}
-    for name, value in settings.items():
-        if not isinstance(value, bool | int | float | str | None):
-            msg = f"{name} of {kind.__name__} is {value!r}, but a setting must be a number, a string or None"
-            raise TypeError(msg)
-    return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": settings}
-
-
-def _find(path: str) -> type[Adaptation] | None:
-    if "." not in path:
-        return {kind.__name__: kind for kind in _subclasses(Adaptation)}.get(path)
-    try:
-        kind = resolve_name(path)
-    except (ImportError, AttributeError, ValueError):
-        return None
-    return kind if isinstance(kind, type) and issubclass(kind, Adaptation) else None
-
-
-def _subclasses(kind: type) -> list[type]:
-    return [each for child in kind.__subclasses__() for each in (child, *_subclasses(child))]

@@ -1,52 +1,67 @@
 """From tokens and the text bank to scores (AnoVL, section 3.3).
 
-The published score of a token is p(abnormal) = softmax of its two cosines, which is σ(d) for the difference
-d = cos(abnormal) − cos(normal). A CLIP puts d within some hundredths of 0, so that all p lie close to 0.5. The
-functions here carry the *margin* m = p − 0.5 = ½ tanh(d/2), which float32 holds to many more digits than p, and
-:func:`spread` turns it into the probability that is shown. Mean filter and bilinear upsampling commute with the
-subtraction of 0.5, so the ranking is that of the published method.
+The published score of a token is p(abnormal), the softmax of its two cosines, which is σ(d) for the difference
+d = cos(abnormal) − cos(normal). A CLIP puts d within a few hundredths of 0, so that all p are close to 0.5. The
+functions here carry the *margin* m = p − ½ = ½ tanh(½ d), which float32 holds to many more digits than p, and
+:func:`to_probability` turns it into the probability that is shown. Mean filter and bilinear upsampling commute with
+the subtraction of ½, so the ranking is that of the published method.
 
 Shapes: B images, N patches (h·w in row-major order), C joint embedding width.
 """
+
+import math
+from numbers import Real
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 
-def abnormality_margin(features: Tensor, states: Tensor) -> Tensor:
-    """Compare tokens with the two states: m = p(abnormal) − ½, p = softmax of the cosines at temperature 1.
+def cosine_difference(tokens: Tensor, state_embeddings: Tensor) -> Tensor:
+    """Return d = cos(token, abnormal) − cos(token, normal), which is log p(abnormal) − log p(normal).
 
     Args:
-        features: tokens in the joint space, of any length, shape (..., C).
-        states: unit vectors of "normal" and "abnormal", shape (2, C).
+        tokens: Tokens in the joint space, of any length, shape (..., C). A zero token gives 0.
+        state_embeddings: Unit vectors of "normal" and "abnormal", shape (2, C).
+
+    Returns:
+        Differences in [−2, 2], shape (...,), in the tokens' dtype.
+    """
+    length = torch.linalg.vector_norm(tokens, dim=-1).clamp(min=torch.finfo(tokens.dtype).tiny)
+    return (tokens @ (state_embeddings[1] - state_embeddings[0])) / length
+
+
+def abnormality_margin(tokens: Tensor, state_embeddings: Tensor) -> Tensor:
+    """Return m = p(abnormal) − ½ = ½ tanh(½ d), p the softmax of the two cosines at temperature 1.
+
+    Args:
+        tokens: Tokens in the joint space, of any length, shape (..., C).
+        state_embeddings: Unit vectors of "normal" and "abnormal", shape (2, C).
 
     Returns:
         Margins in (−0.5, 0.5), float32, shape (...,). Computed in float32 under any autocast.
 
     Example:
-        >>> states = torch.eye(2)
-        >>> abnormality_margin(torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 3.0]]), states)
+        >>> abnormality_margin(torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 3.0]]), torch.eye(2))
         tensor([-0.2311,  0.0000,  0.2311])
     """
-    with torch.autocast(features.device.type, enabled=False):
-        cosines = F.normalize(features.float(), dim=-1) @ states.float().T
-        return 0.5 * torch.tanh(0.5 * (cosines[..., 1] - cosines[..., 0]))
+    with torch.autocast(tokens.device.type, enabled=False):
+        return 0.5 * torch.tanh(0.5 * cosine_difference(tokens.float(), state_embeddings.float()))
 
 
 def margin_map(margins: Tensor, grid_size: tuple[int, int], image_size: tuple[int, int]) -> Tensor:
-    """Lay patch margins out as a map: 3×3 mean with replicated border, then bilinear upsampling, corners aligned.
+    """Return patch margins as a map: 3×3 mean with replicated border, then bilinear upsampling, corners aligned.
 
     Args:
-        margins: one margin a patch, shape (B, N).
-        grid_size: rows and columns of patches, (h, w) with h·w = N.
-        image_size: height and width of the map, in pixels.
+        margins: One margin per patch, shape (B, N).
+        grid_size: Rows and columns of patches, (h, w) with h·w = N.
+        image_size: Height and width of the map in pixels, (H, W).
 
     Returns:
         Map of margins, shape (B, 1, H, W).
 
     Raises:
-        ValueError: if N is not h·w.
+        ValueError: If N is not h·w.
     """
     if margins.shape[-1] != grid_size[0] * grid_size[1]:
         msg = f"{margins.shape[-1]} patches do not fill a grid of {grid_size[0]} × {grid_size[1]}"
@@ -57,17 +72,19 @@ def margin_map(margins: Tensor, grid_size: tuple[int, int], image_size: tuple[in
 
 
 def map_score(margin_map: Tensor, top_fraction: float = 0.0) -> Tensor:
-    """Score images by their maps: the mean of the highest margins.
+    """Return the score of each image's map: the mean of its highest margins.
 
     Args:
-        margin_map: map of margins, shape (B, 1, H, W).
-        top_fraction: how much of the map the mean is taken over, in [0, 1]; 0 for the one highest pixel, 1 for all.
+        margin_map: Map of margins, shape (B, 1, H, W).
+        top_fraction: Share of the map that is averaged, in [0, 1]; 0 is the highest pixel, 1 the whole map.
+            Default: 0.
 
     Returns:
         Margins, shape (B,).
 
     Raises:
-        ValueError: if the fraction is not in [0, 1].
+        TypeError: If the fraction is not a number.
+        ValueError: If the fraction is not in [0, 1].
 
     Example:
         >>> map_score(torch.tensor([[[[0.1, 0.4], [0.2, 0.0]]]]), top_fraction=0.5)
@@ -80,38 +97,41 @@ def map_score(margin_map: Tensor, top_fraction: float = 0.0) -> Tensor:
 
 
 def check_fraction(top_fraction: float) -> None:
-    """Refuse a fraction that is not in [0, 1].
+    """Raise an error if a fraction is not a number in [0, 1].
 
     Raises:
-        ValueError: if it is not.
+        TypeError: If it is not a number.
+        ValueError: If it is out of range.
     """
-    if not isinstance(top_fraction, int | float) or not 0 <= top_fraction <= 1:
-        msg = f"top_fraction is {top_fraction!r}, but must be between 0 (the highest pixel) and 1 (the whole map)"
+    msg = f"top_fraction is {top_fraction!r}, but must be between 0 (the highest pixel) and 1 (the whole map)"
+    if isinstance(top_fraction, bool) or not isinstance(top_fraction, Real):
+        raise TypeError(msg)
+    if not 0 <= top_fraction <= 1:
         raise ValueError(msg)
 
 
-def spread(margins: Tensor, unit: float) -> Tensor:
-    """Turn margins into probabilities that a person, and a threshold, can tell apart: ½ + ½ m / (|m| + unit).
+def to_probability(margins: Tensor, temperature: float) -> Tensor:
+    """Return margins as well-separated probabilities: ½ + ½ softsign(m / τ), softsign(x) = x / (1 + |x|).
 
     The map is strictly increasing, keeps 0.5 where the two states are equally likely, and, unlike a softmax at a low
-    temperature, never saturates; no ranking metric moves.
+    temperature, never saturates; no ranking metric changes.
 
     Args:
-        margins: m = p − ½ of any shape.
-        unit: the margin that becomes a probability of 0.75, above 0. The inverse of CLIP's logit scale suits: it is
-            the difference of cosines that CLIP itself was trained to take as one unit.
+        margins: m = p − ½, any shape.
+        temperature: τ, the margin that becomes a probability of 0.75, above 0. CLIP's own temperature suits: it is
+            the difference of cosines that CLIP was trained to take as one unit.
 
     Returns:
         Probabilities in (0, 1), of the same shape.
 
     Raises:
-        ValueError: if the unit is not positive.
+        ValueError: If the temperature is not positive and finite.
 
     Example:
-        >>> spread(torch.tensor([-0.01, 0.0, 0.01, 0.03]), unit=0.01)
+        >>> to_probability(torch.tensor([-0.01, 0.0, 0.01, 0.03]), temperature=0.01)
         tensor([0.2500, 0.5000, 0.7500, 0.8750])
     """
-    if unit <= 0:
-        msg = f"unit is {unit}, but must be above 0"
+    if not 0 < temperature < math.inf:
+        msg = f"temperature is {temperature}, but must be a finite number above 0"
         raise ValueError(msg)
-    return 0.5 + 0.5 * margins / (margins.abs() + unit)
+    return 0.5 + 0.5 * F.softsign(margins / temperature)

@@ -1,23 +1,26 @@
-"""From prompts to the text bank: what "normal" and "abnormal" look like in CLIP's joint space.
+"""The text bank: "normal" and "abnormal" in CLIP's joint space, with the class they belong to.
 
-Shapes: K prompts of both states together, L context length, C joint embedding width.
+Shapes: K prompts of both states together, C joint embedding width.
 """
 
-from collections.abc import Callable
+import hashlib
+from typing import Any
 
 import torch
+from anomalib.models.components import DynamicBufferMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anovl_plugin.text.prompts import PromptEnsemble
+from anovl_plugin.hosts.torch import Float32Buffers
+from anovl_plugin.text.prompts import Domain, PromptEnsemble, prompt_ensemble, resolve_domain
 from anovl_plugin.text.text_tower import TextTower
 
 
 def state_embedding(embeddings: Tensor) -> Tensor:
-    """Average the prompts of one state: t_s = normalise(mean of the unnormalised embeddings).
+    """Return the embedding of one state: t_s = normalize(mean of the unnormalized embeddings).
 
     Args:
-        embeddings: prompt embeddings of shape (..., K, C), not normalised.
+        embeddings: Prompt embeddings of shape (..., K, C), not normalized.
 
     Returns:
         Unit vectors of shape (..., C).
@@ -25,49 +28,92 @@ def state_embedding(embeddings: Tensor) -> Tensor:
     return F.normalize(embeddings.mean(-2), dim=-1)
 
 
-class TextBank(nn.Module):
-    """What a class's prompts say, kept in float32 whatever precision the model is moved to.
+def hash_prompts(ensemble: PromptEnsemble) -> str:
+    """Return the SHA-256 of an ensemble's sentences, in order, as 64 hexadecimal digits."""
+    return hashlib.sha256("\0".join([*ensemble.normal, "", *ensemble.abnormal]).encode()).hexdigest()
 
-    The two states differ by some 1e-3 in cosine, which half precision cannot hold.
 
-    Args:
-        width: joint embedding width C.
-        num_prompts: prompts of both states together, K.
+class TextBank(DynamicBufferMixin, Float32Buffers):
+    """Text embeddings of a class, and which class and prompts they belong to.
+
+    Kept in float32 whatever precision the model is moved to: the two states differ by some 1e-3 in cosine, which half
+    precision cannot hold. The identity travels with the embeddings in the state dict, whose size need not match.
 
     Attributes:
-        states: unit vectors of "normal" and "abnormal", shape (2, C).
-        prompts: each prompt's own unit vector, the normal ones first, shape (K, C).
+        state_embeddings: Unit vectors of "normal" and "abnormal", shape (2, C); empty until built.
+        prompt_embeddings: Each prompt's own unit vector, the normal ones first, shape (K, C); empty until built.
+        class_name: The class the bank was built for; ``None`` until built.
+        domain: ``object`` or ``texture``, the wording of its prompts; ``None`` until built.
+        prompts_hash: SHA-256 of the sentences; ``None`` until built.
     """
 
-    states: Tensor
-    prompts: Tensor
+    state_embeddings: Tensor
+    prompt_embeddings: Tensor
 
-    def __init__(self, width: int, num_prompts: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("states", torch.zeros(2, width))
-        self.register_buffer("prompts", torch.zeros(num_prompts, width))
+        self.register_buffer("state_embeddings", torch.empty(0))
+        self.register_buffer("prompt_embeddings", torch.empty(0))
+        self.class_name: str | None = None
+        self.domain: str | None = None
+        self.prompts_hash: str | None = None
+        self.register_load_state_dict_post_hook(_check_loaded)
 
-    def build(self, tower: TextTower, ensemble: PromptEnsemble) -> None:
-        """Fill the bank from prompts, on the device of the text tower.
+    @property
+    def is_built(self) -> bool:
+        """Whether the bank holds the embeddings of a class."""
+        return self.class_name is not None
+
+    def is_for(self, class_name: str, domain: Domain) -> bool:
+        """Return whether the bank was built for this class and domain."""
+        return self.class_name == class_name and self.domain == resolve_domain(class_name, domain)
+
+    def build(self, tower: TextTower, class_name: str, domain: Domain = "auto") -> None:
+        """Fill the bank with the embeddings of a class's prompts, on the device of the text tower.
 
         Args:
-            tower: the text side of the CLIP.
-            ensemble: the prompts of the class.
+            tower: The text side of the CLIP.
+            class_name: What the images show, as the dataset spells it.
+            domain: Wording of the prompts. Default: ``auto``, by class name.
+
+        Raises:
+            ValueError: If the class name or the domain is invalid, or the embeddings are not finite.
         """
-        # The engine asks for a bank in inference mode, whose tensors no checkpoint could be loaded into afterwards.
+        ensemble = prompt_ensemble(class_name, domain)
+        # Lightning calls this in inference mode; inference tensors cannot be loaded into later.
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(tower.device.type, enabled=False):
             normal, abnormal = tower.encode(ensemble.normal), tower.encode(ensemble.abnormal)
-            self.states = torch.stack([state_embedding(normal), state_embedding(abnormal)])
-            self.prompts = F.normalize(torch.cat([normal, abnormal]), dim=-1)
+            states = torch.stack([state_embedding(normal), state_embedding(abnormal)])
+            prompts = F.normalize(torch.cat([normal, abnormal]), dim=-1)
+        _check_finite(states, prompts, f"of {class_name!r}")
+        self.state_embeddings, self.prompt_embeddings = states, prompts
+        self.class_name, self.domain = class_name, resolve_domain(class_name, domain)
+        self.prompts_hash = hash_prompts(ensemble)
 
     def copy(self) -> "TextBank":
-        """Copy the bank to tensors of its own, which are no inference tensors if made outside of inference mode."""
-        bank = TextBank(self.states.shape[1], len(self.prompts))
-        bank.states, bank.prompts = self.states.clone(), self.prompts.clone()
+        """Return a copy of the bank with tensors of its own; ordinary ones if made outside of inference mode."""
+        bank = TextBank()
+        bank.set_extra_state(self.get_extra_state())
+        bank.state_embeddings, bank.prompt_embeddings = self.state_embeddings.clone(), self.prompt_embeddings.clone()
         return bank
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TextBank":  # noqa: ARG002 - torch's signature
-        # Follow a move to another device, but not a cast to another precision.
-        for name, buffer in self._buffers.items():
-            self._buffers[name] = buffer.to(fn(buffer).device, torch.float32)
-        return self
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return the identity of the bank, for the state dict."""
+        return {"class_name": self.class_name, "domain": self.domain, "prompts_hash": self.prompts_hash}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore the identity of the bank from the state dict."""
+        self.class_name, self.domain = state["class_name"], state["domain"]
+        self.prompts_hash = state["prompts_hash"]
+
+
+def _check_finite(states: Tensor, prompts: Tensor, whose: str) -> None:
+    if not (states.isfinite().all() and prompts.isfinite().all()):
+        msg = f"the text bank {whose} holds NaN or infinite values, so the weights or the checkpoint are damaged"
+        raise ValueError(msg)
+
+
+def _check_loaded(bank: nn.Module, incompatible_keys: object) -> None:
+    del incompatible_keys
+    if isinstance(bank, TextBank):
+        _check_finite(bank.state_embeddings, bank.prompt_embeddings, f"of {bank.class_name!r} in the checkpoint")

@@ -173,6 +173,8 @@ def load_text(config: Mapping[str, Any], weights: Mapping[str, Tensor], backbone
     expected = clip.state_dict()
     if POSITION_IDS in expected:
         wanted[POSITION_IDS] = expected[POSITION_IDS]
+    if "logit_bias" not in expected:
+        wanted.pop("logit_bias", None)  # nothing here uses it
     for name in {"logit_scale", "logit_bias"} & wanted.keys() & expected.keys():
         if wanted[name].numel() == 1:  # some files have a list of one
             wanted[name] = wanted[name].reshape(expected[name].shape)

@@ -75,8 +75,6 @@ class Backbone(NamedTuple):
         tokenizer: Turns a list of sentences into token ids (K, L); ``None`` without the text tower.
         spec: What is known of the image tower without its weights.
         image_size: Height and width of the images that the image tower takes, in pixels.
-        mean: Mean of each color channel that images are normalized with, for values in [0, 1].
-        std: Standard deviation of each color channel, likewise.
         temperature: CLIP's temperature, 1 / exp(logit_scale).
         fingerprint: Identifies the image tower, see :func:`fingerprint`; ``None`` without it.
     """
@@ -86,10 +84,18 @@ class Backbone(NamedTuple):
     tokenizer: Callable[[list[str]], Tensor] | None
     spec: BackboneSpec
     image_size: tuple[int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
     temperature: float
     fingerprint: str | None
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Mean of each color channel that images are normalized with, for values in [0, 1]."""
+        return self.spec.mean
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Standard deviation of each color channel that images are normalized with."""
+        return self.spec.std
 
 
 @torch.inference_mode(mode=False)  # no gradients could flow through inference tensors later
@@ -123,11 +129,11 @@ def load_backbone(
         ValueError: If the image size does not suit the patches.
     """
     size = check_image_size(image_size)
-    check_source(backbone, pretrained)
+    backbone, pretrained = check_source(backbone, pretrained)
     model, preprocessing = read_model_config(backbone)
     spec = spec_of(backbone, pretrained, model, preprocessing)
     if size is not None:
-        check_size(size, _patches(model), backbone)  # before anything is downloaded
+        check_size(size, spec.patch_size, backbone)  # before anything is downloaded
     path = find_weights(backbone, pretrained)
     weights = read_weights(path)
     temperature = read_temperature(weights)
@@ -139,7 +145,7 @@ def load_backbone(
         _warn_of_normalization(backbone, pretrained)
     if image and size is not None:
         resize_positions(visual, size, backbone)
-    return Backbone(visual, clip, tokenizer, spec, size or spec.image_size, spec.mean, spec.std, temperature, identity)
+    return Backbone(visual, clip, tokenizer, spec, size or spec.image_size, temperature, identity)
 
 
 def fingerprint(visual: VisionTransformer, spec: BackboneSpec) -> str:
@@ -160,11 +166,6 @@ def fingerprint(visual: VisionTransformer, spec: BackboneSpec) -> str:
     return digest.hexdigest()[:16]
 
 
-def _patches(model: dict[str, Any]) -> tuple[int, int]:
-    patch = model["vision_cfg"].get("patch_size", 16)
-    return (patch, patch) if isinstance(patch, int) else tuple(patch)
-
-
 def _load_tokenizer(backbone: str, model: dict[str, Any]) -> Callable[[list[str]], Tensor]:
     text = model["text_cfg"]
     try:
@@ -179,7 +180,7 @@ def _load_tokenizer(backbone: str, model: dict[str, Any]) -> Callable[[list[str]
         raise BackboneError(msg) from None
 
 
-def _warn_of_normalization(backbone: str, pretrained: str | Path | None) -> None:
+def _warn_of_normalization(backbone: str, pretrained: str | None) -> None:
     if not brings_weights(backbone) and len(known_normalizations(backbone, pretrained)) > 1:
         logger.warning(
             "The weights known for %s use different normalizations; OpenAI's is used for %s. Set a pre_processor if "

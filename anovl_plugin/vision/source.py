@@ -54,14 +54,22 @@ class BackboneSpec(NamedTuple):
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    @property
+    def patch_size(self) -> tuple[int, int]:
+        """Height and width of a patch in pixels."""
+        return _pair(self.config["vision_cfg"].get("patch_size", 16))
 
-def check_source(backbone: str, pretrained: str | Path | None) -> None:
+
+def check_source(backbone: str, pretrained: str | Path | None) -> tuple[str, str | None]:
     """Raise if no CLIP can come from a backbone and its weights; nothing is downloaded, and no weights are read.
 
     Args:
         backbone: An open_clip architecture, ``hf-hub:OWNER/NAME``, ``local-dir:FOLDER`` or ``anovl-demo``.
         pretrained: An open_clip tag or the path of a weights file. The sources that bring their own weights (all but
             architectures) accept the default and ``None``.
+
+    Returns:
+        Both as strings; the default weights for a source that brings its own.
 
     Raises:
         TypeError: If an argument is of another type.
@@ -75,12 +83,13 @@ def check_source(backbone: str, pretrained: str | Path | None) -> None:
     if pretrained is not None and not isinstance(pretrained, (str, Path)):
         msg = f"pretrained is {brief(pretrained)}, but must be an open_clip tag or the path of a weights file"
         raise TypeError(msg)
+    pretrained = None if pretrained is None else str(pretrained)
     if not brings_weights(backbone):
         _check_architecture(backbone, pretrained)
-        return
+        return backbone, pretrained
     if pretrained not in {None, DEFAULT_PRETRAINED}:
         msg = (
-            f"pretrained is {brief(str(pretrained))}, but backbone {brief(backbone)} brings its own weights; leave "
+            f"pretrained is {brief(pretrained)}, but backbone {brief(backbone)} brings its own weights; leave "
             "pretrained at its default"
         )
         raise BackboneError(msg)
@@ -90,6 +99,7 @@ def check_source(backbone: str, pretrained: str | Path | None) -> None:
     if backbone.startswith(_FOLDER):
         read_model_config(backbone)
         _weights_in(backbone)
+    return backbone, DEFAULT_PRETRAINED
 
 
 def brings_weights(backbone: str) -> bool:
@@ -109,7 +119,7 @@ def read_spec(backbone: str, pretrained: str | Path | None) -> BackboneSpec:
         BackboneError: As :func:`check_source`; also if the hub's configuration cannot be downloaded or is not that of
             a supported architecture.
     """
-    check_source(backbone, pretrained)
+    backbone, pretrained = check_source(backbone, pretrained)
     return spec_of(backbone, pretrained, *read_model_config(backbone))
 
 
@@ -128,7 +138,7 @@ def read_model_config(backbone: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def spec_of(
-    backbone: str, pretrained: str | Path | None, model: Mapping[str, Any], preprocessing: Mapping[str, Any]
+    backbone: str, pretrained: str | None, model: Mapping[str, Any], preprocessing: Mapping[str, Any]
 ) -> BackboneSpec:
     """Return the spec of a checked backbone from its configurations."""
     config = {key: model[key] for key in ("embed_dim", "vision_cfg")} | {"quick_gelu": bool(model.get("quick_gelu"))}
@@ -137,12 +147,12 @@ def spec_of(
         mean, std = known.pop() if len(known) == 1 else _OPENAI
     else:
         mean, std = preprocessing.get("mean", _OPENAI[0]), preprocessing.get("std", _OPENAI[1])
-    size = model["vision_cfg"].get("image_size", 224)
-    sides = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
-    return BackboneSpec(config, sides, tuple(map(float, mean)), tuple(map(float, std)))
+    return BackboneSpec(
+        config, _pair(model["vision_cfg"].get("image_size", 224)), tuple(map(float, mean)), tuple(map(float, std))
+    )
 
 
-def known_normalizations(backbone: str, pretrained: str | Path | None) -> set[tuple[tuple, tuple]]:
+def known_normalizations(backbone: str, pretrained: str | None) -> set[tuple[tuple, tuple]]:
     """Return the mean and standard deviation that a tag's images are normalized with.
 
     A weights file carries no normalization: of one, return those of all known weights of its architecture.
@@ -154,7 +164,7 @@ def known_normalizations(backbone: str, pretrained: str | Path | None) -> set[tu
     return {(tuple(c.get("mean") or _OPENAI[0]), tuple(c.get("std") or _OPENAI[1])) for c in configs} or {_OPENAI}
 
 
-def find_weights(backbone: str, pretrained: str | Path | None) -> Path:
+def find_weights(backbone: str, pretrained: str | None) -> Path:
     """Return the weights file of a checked backbone, downloaded if it has to be.
 
     Raises:
@@ -173,7 +183,7 @@ def find_weights(backbone: str, pretrained: str | Path | None) -> Path:
         raise cannot_download(backbone, pretrained, error) from None
 
 
-def cannot_download(backbone: str, pretrained: str | Path | None, error: Exception) -> BackboneError:
+def cannot_download(backbone: str, pretrained: str | None, error: Exception) -> BackboneError:
     """Return the error that says what to do when something cannot be downloaded."""
     if backbone.startswith(_HUB):
         source = ""
@@ -182,7 +192,7 @@ def cannot_download(backbone: str, pretrained: str | Path | None, error: Excepti
             "set backbone to 'local-dir:FOLDER' with the repository's files",
         ]
     else:
-        source = f" with weights {brief(str(pretrained))}"
+        source = f" with weights {brief(pretrained)}"
         config = _download_config(backbone, pretrained)
         from_release = config.get("url") and not config.get("hf_hub")
         file = f"put {Path(config['url']).name} into ~/.cache/clip" if from_release else ""
@@ -196,14 +206,14 @@ def cannot_download(backbone: str, pretrained: str | Path | None, error: Excepti
     )
 
 
-def _check_architecture(backbone: str, pretrained: str | Path | None) -> None:
+def _check_architecture(backbone: str, pretrained: str | None) -> None:
     """Fail before downloading if the request is invalid or would load mismatched weights."""
     config = open_clip.get_model_config(backbone) if backbone else None
     if config is None:
         raise unsupported(backbone, "unknown to open_clip")
     if not is_supported_config(config):
         raise unsupported(backbone, "another kind of image tower")
-    if pretrained is None or not str(pretrained).strip():
+    if pretrained is None or not pretrained.strip():
         msg = f"pretrained is {pretrained!r}, but {backbone!r} needs weights: an open_clip tag or a weights file"
         raise BackboneError(msg)
     tags = open_clip.list_pretrained_tags_by_model(backbone)
@@ -217,7 +227,7 @@ def _check_architecture(backbone: str, pretrained: str | Path | None) -> None:
     if not is_file:
         more = f" and {len(tags) - _SHOWN_TAGS} more" if len(tags) > _SHOWN_TAGS else ""
         msg = (
-            f"pretrained is {brief(str(pretrained))}, which is neither a file nor one of the tags of {backbone!r}: "
+            f"pretrained is {brief(pretrained)}, which is neither a file nor one of the tags of {backbone!r}: "
             f"{', '.join(tags[:_SHOWN_TAGS]) or 'there are none'}{more}"
         )
         raise BackboneError(msg)
@@ -290,6 +300,10 @@ def _parse_config(backbone: str, path: Path) -> tuple[dict[str, Any], dict[str, 
     if not is_supported_config(model):
         raise unsupported(backbone, "another kind of image tower")
     return model, preprocessing
+
+
+def _pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
 def _is_color(values: Any) -> bool:

@@ -1,47 +1,65 @@
-"""Tiles of a large image, each as large as the model takes (VisA's procedure, and grids of more).
+"""Tiles of a large image, each as large as the model's input (VisA's procedure, and finer grids).
 
-The short side of an image is resized to hold a given number of tiles; as many more as it takes cover the long side.
+The short side of an image is resized to hold a given number of tiles; the long side is covered by as many as it needs.
 Cutting, and averaging where tiles overlap, is anomalib's Tiler.
 
-Shapes: B images of H × W pixels, T tiles an image, of t × t pixels.
+Shapes: B images of H × W pixels, T tiles per image, of t × t pixels.
 """
 
 import math
+from collections.abc import Callable
+from numbers import Integral
 
-from anomalib.data.utils.tiler import ImageUpscaleMode, Tiler
+from torch import Tensor
 
-# Of a tile, at least this part is also seen by its neighbour, so that a defect on an edge is whole in one of the two.
+from anovl_plugin.hosts.anomalib import ImageUpscaleMode, Tiler, count_tiles
+
+# Minimum overlap of neighboring tiles, so that a defect on an edge is whole in one of the two.
 OVERLAP = 0.25
-# Tiles that go through the tower at once, however many an image has.
-BATCH_SIZE = 32
+# More tiles than this along the short side would make even a square image too large to hold in memory.
+MAX_TILES_PER_SIDE = 64
 
 
-def check_tiling(tiling: int | None, image_size: tuple[int, int]) -> None:
-    """Refuse a number of tiles that is none, and tiles that are not square.
+def check_tiles_per_side(tiles_per_side: int | None) -> int | None:
+    """Return the number of tiles along the short side as a plain integer, or raise an error if it is invalid.
 
     Args:
-        tiling: tiles along the short side of an image; ``None`` for no tiles at all.
-        image_size: height and width of a tile, in pixels.
+        tiles_per_side: Tiles along the short side of an image; ``None`` for none at all.
 
     Raises:
-        ValueError: says what is wrong.
+        TypeError: If it is not a whole number.
+        ValueError: If it is out of range.
     """
-    if tiling is None:
-        return
-    if not isinstance(tiling, int) or isinstance(tiling, bool) or tiling < 1:
-        msg = f"tiling is {tiling!r}, but must be a number of tiles along the short side, 1 or more, or none (null)"
+    msg = (
+        f"tiles_per_side is {tiles_per_side!r}, but must be a number of tiles along the short side, "
+        f"1 to {MAX_TILES_PER_SIDE}, or none (null)"
+    )
+    if tiles_per_side is None:
+        return None
+    if isinstance(tiles_per_side, bool) or not isinstance(tiles_per_side, Integral):
+        raise TypeError(msg)
+    if not 1 <= tiles_per_side <= MAX_TILES_PER_SIDE:
         raise ValueError(msg)
+    return int(tiles_per_side)
+
+
+def check_square(image_size: tuple[int, int]) -> None:
+    """Raise an error if tiles of this height and width, in pixels, are not square.
+
+    Raises:
+        ValueError: If they are not.
+    """
     if image_size[0] != image_size[1]:
-        msg = f"image_size is {tuple(image_size)}, but tiles are square; give one number, or leave tiling out"
+        msg = f"image_size is {tuple(image_size)}, but tiles are square; use one number, or omit tiles_per_side"
         raise ValueError(msg)
 
 
-def short_side(tile: int, tiling: int) -> int:
-    """Give the length that the short side of an image is resized to.
+def short_side(tile: int, tiles_per_side: int) -> int:
+    """Return the length that the short side of an image is resized to.
 
     Args:
-        tile: side of a tile, in pixels.
-        tiling: number of tiles along the short side.
+        tile: Side of a tile, in pixels.
+        tiles_per_side: Number of tiles along the short side.
 
     Returns:
         Pixels.
@@ -50,23 +68,49 @@ def short_side(tile: int, tiling: int) -> int:
         >>> short_side(240, 1), short_side(240, 3)
         (240, 600)
     """
-    return tile + (tiling - 1) * _longest_stride(tile)
+    return tile + (tiles_per_side - 1) * _longest_stride(tile)
+
+
+def split_into_tiles(images: Tensor, tile: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Cut images into tiles, and return the function that puts maps of tiles together again.
+
+    Args:
+        images: Shape (B, C, H, W).
+        tile: Side of a tile, in pixels.
+
+    Returns:
+        The tiles, row by row, shape (B, T, C, t, t); and a function from maps (B, T, 1, t, t) to maps (B, 1, H, W),
+        averaged where tiles overlap.
+
+    Raises:
+        ValueError: If the images are smaller than a tile.
+
+    Example:
+        >>> import torch
+        >>> tiles, join = split_into_tiles(torch.rand(2, 3, 240, 320), tile=240)
+        >>> tiles.shape, join(tiles[:, :, :1]).shape
+        (torch.Size([2, 2, 3, 240, 240]), torch.Size([2, 1, 240, 320]))
+    """
+    tiler = make_tiler((images.shape[-2], images.shape[-1]), tile)
+    tiles = tiler.tile(images)
+    tiles = tiles.unflatten(0, (-1, count_tiles(tiler)))
+    return tiles, lambda maps: tiler.untile(maps.flatten(0, 1))
 
 
 def make_tiler(size: tuple[int, int], tile: int) -> Tiler:
-    """Cover an image with the fewest evenly spaced tiles that overlap enough.
+    """Return a tiler that covers an image with the fewest evenly spaced tiles that overlap enough.
 
     Args:
-        size: height and width of the image in pixels, (H, W).
-        tile: side of a tile, in pixels.
+        size: Height and width of the image in pixels, (H, W).
+        tile: Side of a tile, in pixels.
 
     Returns:
         anomalib's tiler: ``tile`` cuts (B, C, H, W) into (B·T, C, t, t), the tiles of an image together and row by
-        row; ``untile`` averages them. Where an even spacing does not end at the border, it repeats pixel rows, one
-        fewer than there are spaces at most, and takes them out again.
+        row; ``untile`` averages them. Where an even spacing does not end at the border, it repeats pixel rows, at
+        most one fewer than there are spaces, and removes them again.
 
     Raises:
-        ValueError: if the image is smaller than a tile.
+        ValueError: If the image is smaller than a tile.
 
     Example:
         >>> tiler = make_tiler((240, 320), tile=240)

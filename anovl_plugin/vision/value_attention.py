@@ -1,16 +1,17 @@
-"""Value-wise attention (AnoVL, section 3.2): local tokens that can be compared with text.
+"""Value-wise attention (AnoVL, section 3.2): patch tokens that can be compared with text.
 
-A CLIP vision transformer keeps its ordinary path. Beside it a second, local path ℓ collects from every block an
+A CLIP vision transformer keeps its original path x. Beside it, a value-wise path ℓ accumulates from every block an
 attention whose queries and keys are the values themselves:
 
-    ordinary   xⁱ = yⁱ + MLP(LN₂(yⁱ)),   yⁱ = xⁱ⁻¹ + W_o softmax(q kᵀ/√d) v
-    local      ℓⁱ = ℓⁱ⁻¹ + W_o softmax(v vᵀ/√d) v,   ℓ⁰ = x⁰
+    original    xⁱ = yⁱ + MLP(LN₂(yⁱ)),   yⁱ = xⁱ⁻¹ + W_o softmax(q kᵀ/√d) v
+    value-wise  ℓⁱ = ℓⁱ⁻¹ + W_o softmax(v vᵀ/√d) v,   ℓ⁰ = x⁰
 
-with q, k, v from LN₁(xⁱ⁻¹) of the *ordinary* path. Nothing is trained, and the ordinary path is CLIP's own.
+with q, k, v from LN₁(xⁱ⁻¹) of the *original* path. Nothing is trained, and the original path is CLIP's own.
 
 Shapes: B images, N patches (h·w in row-major order), D transformer width, C joint embedding width.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -20,26 +21,26 @@ from torch.nn import functional as F
 
 
 class VisionTokens(NamedTuple):
-    """What a tower says of a batch, in the joint embedding space and not normalised.
+    """Image-tower outputs in the joint embedding space, not normalized.
 
     Attributes:
-        image: global tokens of the ordinary path, CLIP's own image embedding, shape (B, C).
-        local: patch tokens of the value-wise path, shape (B, N, C).
+        class_token: Projected class tokens of the original path, CLIP's own image embedding, shape (B, C).
+        patch_tokens: Projected patch tokens, shape (B, N, C).
     """
 
-    image: Tensor
-    local: Tensor
+    class_token: Tensor
+    patch_tokens: Tensor
 
 
 def embed_patches(visual: VisionTransformer, images: Tensor) -> Tensor:
-    """Make the tokens x⁰ that enter the first block.
+    """Return the tokens x⁰ that enter the first block.
 
     Args:
-        visual: an open_clip vision transformer.
-        images: normalised images of the tower's size, shape (B, 3, H, W).
+        visual: An open_clip vision transformer.
+        images: Normalized images of the tower's size, shape (B, 3, H, W).
 
     Returns:
-        Class token first, then the patches, shape (B, 1 + N, D).
+        The class token followed by the patch tokens, shape (B, 1 + N, D).
     """
     patches = visual.conv1(images).flatten(2).transpose(1, 2)
     class_token = visual.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
@@ -47,24 +48,24 @@ def embed_patches(visual: VisionTransformer, images: Tensor) -> Tensor:
     return visual.ln_pre(tokens)
 
 
-def attention_residuals(block: nn.Module, tokens: Tensor, asking: int | None = None) -> tuple[Tensor, Tensor]:
-    """Compute what one block's attention adds to the ordinary path and to the local path.
+def attention_residuals(block: nn.Module, tokens: Tensor, num_queries: int | None = None) -> tuple[Tensor, Tensor]:
+    """Return what one block's attention adds to the original path and to the value-wise path.
 
     Args:
-        block: an open_clip ``ResidualAttentionBlock``.
-        tokens: the ordinary path's tokens xⁱ⁻¹, shape (B, 1 + N, D).
-        asking: how many leading tokens the ordinary residual is wanted for, M; ``None`` for all of them.
+        block: An open_clip ``ResidualAttentionBlock``.
+        tokens: Tokens xⁱ⁻¹ of the original path, shape (B, 1 + N, D).
+        num_queries: Number of leading query tokens M of the original residual. Default: all of them.
 
     Returns:
-        The ordinary residual W_o softmax(q kᵀ/√d) v, shape (B, M, D), and the local residual
+        The original residual W_o softmax(q kᵀ/√d) v, shape (B, M, D), and the value-wise residual
         W_o softmax(v vᵀ/√d) v, shape (B, 1 + N, D).
     """
-    q, k, v = queries_keys_values(block, tokens, asking)
+    q, k, v = queries_keys_values(block, tokens, num_queries)
     return attend(block, q, k, v), attend(block, v, v, v)
 
 
-def queries_keys_values(block: nn.Module, tokens: Tensor, asking: int | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Project LN₁(xⁱ⁻¹) to queries of the first M tokens (all if ``None``) and keys and values of all, by heads."""
+def queries_keys_values(block: nn.Module, tokens: Tensor, num_queries: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the queries of the first M tokens (all if ``None``) and the keys and values of all, by heads."""
     attention = block.attn
     normed = block.ln_1(tokens)
     width = tokens.shape[-1]
@@ -74,54 +75,75 @@ def queries_keys_values(block: nn.Module, tokens: Tensor, asking: int | None) ->
         projected = F.linear(part, attention.in_proj_weight[rows], attention.in_proj_bias[rows])
         return projected.unflatten(-1, (stop - start, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
 
-    if asking is None:
+    if num_queries is None:
         q, k, v = heads(normed, 0, 3)
     else:
-        (q,), (k, v) = heads(normed[:, :asking], 0, 1), heads(normed, 1, 3)
+        (q,), (k, v) = heads(normed[:, :num_queries], 0, 1), heads(normed, 1, 3)
     return q, k, v
 
 
 def attend(block: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Compute W_o softmax(q kᵀ/√d) v, shape (B, M, D), of queries, keys and values by heads."""
+    """Return W_o softmax(q kᵀ/√d) v, shape (B, M, D), for queries, keys and values split by heads."""
     values = F.scaled_dot_product_attention(q, k, v)
     return block.ls_1(block.attn.out_proj(values.transpose(1, 2).flatten(2)))
 
 
-def image_forward(visual: VisionTransformer, images: Tensor) -> Tensor:
-    """Run the ordinary path alone and give what ``visual(images)`` gives, for a little less work.
+def add_feed_forward(block: nn.Module, tokens: Tensor) -> Tensor:
+    """Return y + MLP(LN₂(y)), the second half of a block's original path."""
+    return tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
+
+
+def to_joint_space(visual: VisionTransformer, tokens: Tensor) -> Tensor:
+    """Return tokens (..., D) of the last block as tokens (..., C) of the joint embedding space: LN_post(x) W."""
+    return visual.ln_post(tokens) @ visual.proj
+
+
+def class_token_forward(visual: VisionTransformer, images: Tensor) -> Tensor:
+    """Run the original path alone and return what ``visual(images)`` returns; slightly cheaper.
 
     Args:
-        visual: an open_clip vision transformer, as for :func:`value_wise_forward`.
-        images: normalised images of the tower's size, shape (B, 3, H, W).
+        visual: An open_clip vision transformer, as for :func:`value_wise_forward`.
+        images: Normalized images of the tower's size, shape (B, 3, H, W).
 
     Returns:
-        Image tokens (B, C), not normalised.
+        Class tokens (B, C), not normalized.
     """
     tokens = embed_patches(visual, images)
-    for block, asking in _blocks(visual):
-        tokens = tokens[:, :asking] + attend(block, *queries_keys_values(block, tokens, asking))
-        tokens = tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
-    return visual.ln_post(tokens[:, 0]) @ visual.proj
+    for block, num_queries in _blocks(visual):
+        tokens = tokens[:, :num_queries] + attend(block, *queries_keys_values(block, tokens, num_queries))
+        tokens = add_feed_forward(block, tokens)
+    return to_joint_space(visual, tokens[:, 0])
 
 
-def _blocks(visual: VisionTransformer) -> list[tuple[nn.Module, int | None]]:
-    # Of the last block's ordinary path only the class token is read.
-    blocks = visual.transformer.resblocks
-    return [(block, 1 if index == len(blocks) - 1 else None) for index, block in enumerate(blocks)]
+def original_forward(visual: VisionTransformer, images: Tensor) -> VisionTokens:
+    """Run the original path alone and return its patch tokens too, projected like the class token.
+
+    Args:
+        visual: An open_clip vision transformer, as for :func:`value_wise_forward`.
+        images: Normalized images of the tower's size, shape (B, 3, H, W).
+
+    Returns:
+        Class tokens (B, C) and patch tokens (B, N, C), not normalized.
+    """
+    tokens = embed_patches(visual, images)
+    for block in visual.transformer.resblocks:
+        tokens = add_feed_forward(block, tokens + attend(block, *queries_keys_values(block, tokens, None)))
+    joint = to_joint_space(visual, tokens)
+    return VisionTokens(joint[:, 0], joint[:, 1:])
 
 
 def value_wise_forward(visual: VisionTransformer, images: Tensor) -> VisionTokens:
     """Run both paths of a CLIP vision transformer.
 
-    The image token equals ``visual(images)``; the local tokens are those of the last block.
+    The class token equals ``visual(images)``; the patch tokens are those of the last block's value-wise path.
 
     Args:
-        visual: an open_clip vision transformer whose image embedding is its projected class token
-            (:func:`anovl_plugin.vision.backbone.check_visual` tells).
-        images: normalised images of the tower's size, shape (B, 3, H, W).
+        visual: An open_clip vision transformer whose image embedding is its projected class token
+            (see :func:`anovl_plugin.vision.backbone.check_visual`).
+        images: Normalized images of the tower's size, shape (B, 3, H, W).
 
     Returns:
-        Image tokens (B, C) and local tokens (B, N, C), not normalised.
+        Class tokens (B, C) and patch tokens (B, N, C), not normalized.
 
     Example:
         >>> import torch
@@ -129,14 +151,19 @@ def value_wise_forward(visual: VisionTransformer, images: Tensor) -> VisionToken
         >>> visual = VisionTransformer(image_size=32, patch_size=8, width=64, layers=2, heads=2, mlp_ratio=4.0,
         ...                            output_dim=16).eval()
         >>> tokens = value_wise_forward(visual, torch.rand(3, 3, 32, 32))
-        >>> tokens.image.shape, tokens.local.shape
+        >>> tokens.class_token.shape, tokens.patch_tokens.shape
         (torch.Size([3, 16]), torch.Size([3, 16, 16]))
     """
-    tokens = local = embed_patches(visual, images)
-    for block, asking in _blocks(visual):
-        ordinary, value_wise = attention_residuals(block, tokens, asking)
-        local = local + value_wise
-        tokens = tokens[:, :asking] + ordinary
-        tokens = tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
-    image = visual.ln_post(tokens[:, 0]) @ visual.proj
-    return VisionTokens(image, visual.ln_post(local[:, 1:]) @ visual.proj)
+    tokens = value_wise = embed_patches(visual, images)
+    for block, num_queries in _blocks(visual):
+        original_residual, value_wise_residual = attention_residuals(block, tokens, num_queries)
+        value_wise = value_wise + value_wise_residual
+        tokens = add_feed_forward(block, tokens[:, :num_queries] + original_residual)
+    return VisionTokens(to_joint_space(visual, tokens[:, 0]), to_joint_space(visual, value_wise[:, 1:]))
+
+
+def _blocks(visual: VisionTransformer) -> Iterator[tuple[nn.Module, int | None]]:
+    # Only the class token of the last block's original path is used.
+    *blocks, last = visual.transformer.resblocks
+    yield from ((block, None) for block in blocks)
+    yield last, 1

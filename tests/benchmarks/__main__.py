@@ -125,7 +125,7 @@ def bench_prompts(setting: Setting) -> Iterator[Line]:
 @torch.inference_mode()
 def bench_views(setting: Setting) -> Iterator[Line]:
     """Compare the image score over the paper's views, and the map with it, with plain image encoding."""
-    model, images = setting.model(image_views="paper"), setting.images(BATCH)
+    model, images = setting.model(image_score=GlobalScore("paper")), setting.images(BATCH)
     count = model.num_views
     # As many plain passes as views, so that both sides last as long and average over the machine's moods alike.
     times = in_turns(lambda: model(images), lambda: [model.visual(images) for _ in range(count)], 1)
@@ -137,14 +137,14 @@ def adapt_naively(tokens: Tensor, bank: TextBank) -> Tensor:
     """Adapt image by image, as one would write it from the paper."""
     adapted = []
     for clean in tokens:
-        layer = nn.Linear(clean.shape[-1], len(bank.prompts), device=clean.device)
+        layer = nn.Linear(clean.shape[-1], len(bank.prompt_embeddings), device=clean.device)
         optimizer = torch.optim.AdamW(layer.parameters(), lr=1e-3)
 
         def adapter(x: Tensor, layer: nn.Linear = layer) -> Tensor:
-            return 0.5 * x + 0.5 * torch.tanh(layer(F.normalize(x, dim=-1))) @ bank.prompts
+            return 0.5 * x + 0.5 * torch.tanh(layer(F.normalize(x, dim=-1))) @ bank.prompt_embeddings
 
         def probabilities(x: Tensor, adapter: Callable[[Tensor], Tensor] = adapter) -> Tensor:
-            return (F.normalize(adapter(x), dim=-1) @ bank.states.T).softmax(-1)
+            return (F.normalize(adapter(x), dim=-1) @ bank.state_embeddings.T).softmax(-1)
 
         for _ in range(5):
             clean_p, noisy_p = probabilities(clean), probabilities(clean + 0.055 * torch.randn_like(clean))

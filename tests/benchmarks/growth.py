@@ -63,8 +63,8 @@ class Noise(Dataset):
 def noisy_bank(width: int, count: int) -> TextBank:
     """Make a text bank of noise, which costs what a real one costs."""
     bank = TextBank(width, count)
-    bank.prompts = F.normalize(torch.randn(count, width), dim=-1)
-    bank.states = F.normalize(torch.randn(2, width), dim=-1)
+    bank.prompt_embeddings = F.normalize(torch.randn(count, width), dim=-1)
+    bank.state_embeddings = F.normalize(torch.randn(2, width), dim=-1)
     return bank
 
 
@@ -91,7 +91,7 @@ def of_size(weights: str, side: int) -> Pair:
 
 def of_tiles(weights: str, tiling: int) -> Pair:
     """An image of 4:3 in tiles against one that is not cut."""
-    model, usual, side = make_model(weights, tiling=tiling), make_model(weights), short_side(240, tiling)
+    model, usual, side = make_model(weights, tiles_per_side=tiling), make_model(weights), short_side(240, tiling)
     image = torch.rand(1, 3, side, side * 4 // 3)
     return Pair(lambda: model(image), lambda: usual(torch.rand(1, 3, 240, 240)), 1, 1)
 

@@ -36,16 +36,24 @@ def load(name: str, weights: str) -> tuple[nn.Module, object]:
 
 def sentences(thing: str, picture: str) -> list[str]:
     result = []
-    for look in ("cropped", "close-up", "bright", "dark", "jpeg corrupted", "blurry"):
-        result.append(f"a {look} {picture} of the {thing}")
-        result.append(f"a {look} {picture} of a {thing}")
-    article = "an" if picture[0] in "aeiou" else "a"
+    # In the published order, "the" comes first for half of the looks, and "a" for the others.
+    for look, first, second in (
+        ("cropped", "the", "a"),
+        ("close-up", "a", "the"),
+        ("bright", "a", "the"),
+        ("dark", "the", "a"),
+        ("jpeg corrupted", "a", "the"),
+        ("blurry", "the", "a"),
+    ):
+        result.append(f"a {look} {picture} of {first} {thing}")
+        result.append(f"a {look} {picture} of {second} {thing}")
+    article = "an" if picture.startswith("industrial") else "a"
     for size in ("", "small ", "large "):
         result.append(f"{article} {picture} of a {size}{thing}")
         result.append(f"{article} {picture} of the {size}{thing}")
     for purpose in ("visual inspection", "anomaly detection"):
-        result.append(f"{picture} of the {thing} for {purpose}")
-        result.append(f"{picture} of a {thing} for {purpose}")
+        result.append(f"{article} {picture} of the {thing} for {purpose}")
+        result.append(f"{article} {picture} of a {thing} for {purpose}")
     return result
 
 
@@ -55,9 +63,10 @@ def prompts(class_name: str, domain: str, state: str) -> list[str]:
     noun = "macaroni" if class_name in ("macaroni1", "macaroni2") else class_name
     things = [f"{word} {noun}" for word in WORDS_BEFORE[state]] + [f"{noun} {word}" for word in WORDS_AFTER[state]]
     result = []
-    for thing in things:
-        for picture in PICTURES[domain]:
-            result += sentences(thing, picture)
+    for picture in PICTURES[domain]:
+        columns = [sentences(thing, picture) for thing in things]
+        for row in zip(*columns, strict=True):
+            result += row
     return result
 
 

@@ -92,7 +92,7 @@ def test_time_per_image_leaves_out_warm_up_and_text_bank(clock, monkeypatch, ima
     model = benchmark.BenchmarkAnoVL(**DEMO)
     logged = benchmark_model(model, data_of(images, batch_size), tmp_path)
     assert (logged["seconds_per_image"], logged["setup_seconds"]) == (2, 100)
-    assert model.model.class_name == "wood"
+    assert model.model.text_bank.class_name == "wood"
 
 
 def test_setup_of_a_fitted_model_is_fitting_without_validation(clock, monkeypatch, images, tmp_path):
@@ -146,7 +146,7 @@ def test_report_gives_what_scikit_learn_computes_from_the_predictions(results, i
     assert done.returncode == 0, done.stderr
     table = pd.read_csv(tmp_path / "report" / "DemoSurfaces.csv", index_col="category")
     model, datamodule = AnoVL(**DEMO, class_name="wood"), data_of(images)
-    model.prepare_text_bank()
+    model.build_text_bank()
     datamodule.setup()
     seen = []
     for batch in datamodule.test_dataloader():

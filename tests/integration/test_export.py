@@ -16,7 +16,7 @@ from PIL import Image
 from skimage import data
 from torch.testing import assert_close
 
-from anovl_plugin import AnoVL, ZeroShotPostProcessor
+from anovl_plugin import AnoVL, CombinedScore, ZeroShotPostProcessor
 from anovl_plugin.components import export
 from tests.helpers import trees
 from tests.helpers.runs import Predictions, gather, quiet_engine, run_test
@@ -35,7 +35,7 @@ class Look(NamedTuple):
 @pytest.fixture(scope="module")
 def make(weights_of):
     def make_model(**options: object) -> AnoVL:
-        return AnoVL("tiny-square", weights_of("tiny-square"), visualizer=False, **options)
+        return AnoVL("tiny-square", pretrained=weights_of("tiny-square"), visualizer=False, **options)
 
     return make_model
 
@@ -140,7 +140,13 @@ def test_takes_batches_of_any_size(tested, exported):
 
 def test_tiles_and_views_and_fixed_thresholds_are_exported(make, look, tmp_path):
     post_processor = ZeroShotPostProcessor(image_threshold=0.4, pixel_threshold=0.6)
-    tested = look(make(tiling=1, image_views=["image", "flip"], image_score="both", post_processor=post_processor))
+    tested = look(
+        make(
+            tiles_per_side=1,
+            image_score=CombinedScore(["image", "flip"]),
+            post_processor=post_processor,
+        )
+    )
     say = of_onnx(tested.model.to_onnx(tmp_path, input_size=(70, 90)))
     assert_says_the_same(say(tested.photographs[0]), tested.predictions[0])
 
@@ -148,7 +154,7 @@ def test_tiles_and_views_and_fixed_thresholds_are_exported(make, look, tmp_path)
 def test_torch_export_is_exact_and_small(tested, exported):
     path = exported("torch")
     exported = torch.load(path, weights_only=False)["model"]
-    assert exported.model._text_tower == ()
+    assert not exported.model._text_tower.is_loaded
     # The text tower's vocabulary alone would take 6 MB.
     assert path.stat().st_size < 1_000_000
     images = torch.rand(2, 3, 44, 50)
@@ -159,8 +165,8 @@ def test_torch_export_is_exact_and_small(tested, exported):
 def test_torch_export_before_any_run(make, tmp_path):
     model = make(class_name="bolt")
     exported = torch.load(model.to_torch(tmp_path), weights_only=False)["model"]
-    assert exported.model.class_name == "bolt"
-    assert exported.model._text_tower == ()
+    assert exported.model.text_bank.class_name == "bolt"
+    assert not exported.model._text_tower.is_loaded
 
 
 def test_without_openvino_it_says_what_to_install(make, tmp_path, monkeypatch):

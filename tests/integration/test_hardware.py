@@ -15,7 +15,7 @@ def test_bank_and_scores_on_a_gpu_equal_those_on_the_cpu():
     expected = AnoVLModel("anovl-demo", class_name="brick")(images)
     model = AnoVLModel("anovl-demo").cuda()
     model.setup("brick")
-    assert model.text_bank.states.is_cuda
+    assert model.text_bank.state_embeddings.is_cuda
     result = model(images.cuda())
     torch.testing.assert_close(result.anomaly_map.cpu(), expected.anomaly_map, atol=1e-3, rtol=0)
     torch.testing.assert_close(result.pred_score.cpu(), expected.pred_score, atol=1e-3, rtol=0)
@@ -36,5 +36,5 @@ def test_default_weights_are_those_of_the_paper():
     file = open_clip.download_pretrained({**tag, "hf_hub": ""})
     expected = AnoVLModel("ViT-B-16-plus-240", file, class_name="bottle")
     model = AnoVLModel(class_name="bottle")
-    torch.testing.assert_close(model.text_bank.states, expected.text_bank.states, atol=0, rtol=0)
+    torch.testing.assert_close(model.text_bank.state_embeddings, expected.text_bank.state_embeddings, atol=0, rtol=0)
     assert model.image_size == (240, 240)

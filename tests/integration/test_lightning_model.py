@@ -32,7 +32,7 @@ def make(weights_of):
     """Give a function that makes a model of tiny size without pictures."""
 
     def make_model(backbone: str = "tiny-square", **options: object) -> AnoVL:
-        return AnoVL(backbone, weights_of(backbone), **{"visualizer": False, **options})
+        return AnoVL(backbone, pretrained=weights_of(backbone), **{"visualizer": False, **options})
 
     return make_model
 
@@ -50,7 +50,9 @@ def bare(tmp_path_factory):
 
 
 def states_for(weights_of, class_name):
-    return AnoVLModel("tiny-square", weights_of("tiny-square"), class_name=class_name).text_bank.states
+    return AnoVLModel(
+        "tiny-square", pretrained=weights_of("tiny-square"), class_name=class_name
+    ).text_bank.state_embeddings
 
 
 @pytest.mark.parametrize("kind", DATA)
@@ -60,7 +62,7 @@ def test_data_modules(kind, make, tmp_path):
     metrics = run_test(model, tmp_path / "results", build(tmp_path / "data", **options))
     assert set(metrics) == names
     assert all(0 <= value <= 1 for value in metrics.values())
-    assert model.model.class_name == class_name
+    assert model.model.text_bank.class_name == class_name
     pictures = list((tmp_path / "results").rglob("images/*/*.png"))
     assert len(pictures) == 6
 
@@ -81,7 +83,7 @@ def test_validation_adapts_thresholds(verb, make, bottles, tmp_path):
     getattr(quiet_engine(tmp_path), verb)(model, datamodule=bottles())
     assert model.post_processor.image_threshold != 0.5
     assert model.post_processor.pixel_max > model.post_processor.pixel_min
-    assert model.model.class_name == "bottle"
+    assert model.model.text_bank.class_name == "bottle"
 
 
 def test_train_is_test(make, bottles, tmp_path):
@@ -111,7 +113,7 @@ def test_predict_without_labels(make, bare, tmp_path):
 @pytest.mark.parametrize("backbone", ["tiny-square", "tiny-wide"])
 def test_engine_equals_the_plain_model(backbone, make, weights_of, bare, tmp_path):
     found = run_predict(make(backbone, class_name="bolt"), tmp_path, data_path=bare)
-    plain = AnoVLModel(backbone, weights_of(backbone), class_name="bolt")
+    plain = AnoVLModel(backbone, pretrained=weights_of(backbone), class_name="bolt")
     images = torch.stack([read_image(path, as_tensor=True) for path in sorted(bare.iterdir())])
     expected = plain(normalize(resize(images, list(plain.image_size), antialias=True), plain.mean, plain.std))
     assert_close(found.score, expected.pred_score, rtol=0, atol=1e-6)
@@ -121,34 +123,34 @@ def test_engine_equals_the_plain_model(backbone, make, weights_of, bare, tmp_pat
 def test_argument_beats_category(make, weights_of, bottles, tmp_path):
     model = make(class_name="bolt")
     quiet_engine(tmp_path).validate(model, datamodule=bottles(), verbose=False)
-    assert model.model.class_name == "bolt"
-    assert_close(model.model.text_bank.states, states_for(weights_of, "bolt"))
+    assert model.model.text_bank.class_name == "bolt"
+    assert_close(model.model.text_bank.state_embeddings, states_for(weights_of, "bolt"))
 
 
 def test_second_category_rebuilds_the_bank(make, weights_of, bottles, bare, tmp_path):
     model = make()
     quiet_engine(tmp_path).validate(model, datamodule=bottles(), verbose=False)
-    assert_close(model.model.text_bank.states, states_for(weights_of, "bottle"))
+    assert_close(model.model.text_bank.state_embeddings, states_for(weights_of, "bottle"))
     cables = trees.mvtec(tmp_path / "cables", "cable")
     quiet_engine(tmp_path).validate(model, datamodule=cables, verbose=False)
     run_predict(model, tmp_path, data_path=bare)
-    assert model.model.class_name == "cable"
-    assert_close(model.model.text_bank.states, states_for(weights_of, "cable"))
+    assert model.model.text_bank.class_name == "cable"
+    assert_close(model.model.text_bank.state_embeddings, states_for(weights_of, "cable"))
 
 
 def test_bare_images_keep_the_bank_on_one_engine(make, bottles, bare, tmp_path):
     model, engine = make(), quiet_engine(tmp_path)
     engine.test(model, datamodule=bottles(), verbose=False)
-    states = model.model.text_bank.states
+    states = model.model.text_bank.state_embeddings
     gather(engine.predict(model, data_path=bare, return_predictions=True))
-    assert model.model.class_name == "bottle"
-    assert model.model.text_bank.states is states
+    assert model.model.text_bank.class_name == "bottle"
+    assert model.model.text_bank.state_embeddings is states
 
 
 def test_bare_images_show_an_object(make, bare, tmp_path):
     model = make()
     run_predict(model, tmp_path, data_path=bare)
-    assert model.model.class_name == "object"
+    assert model.model.text_bank.class_name == "object"
 
 
 def test_forward_takes_raw_images(make):
@@ -157,7 +159,7 @@ def test_forward_takes_raw_images(make):
     found = model(images)
     assert found.pred_score.shape == (2,)
     assert found.anomaly_map.shape == found.pred_mask.shape == (2, 1, 32, 32)
-    assert model.model.class_name == "object"
+    assert model.model.text_bank.class_name == "object"
 
 
 @pytest.mark.parametrize("size", [64, (32, 48)])
@@ -199,9 +201,9 @@ def test_components_can_be_switched_off(make, bottles, tmp_path):
 @pytest.fixture(scope="module")
 def usual(weights_of, bare, tmp_path_factory):
     """Predict in single precision, to compare with, and give the text bank's states too."""
-    model = AnoVL("tiny-square", weights_of("tiny-square"), class_name="bolt", visualizer=False)
+    model = AnoVL("tiny-square", pretrained=weights_of("tiny-square"), class_name="bolt", visualizer=False)
     found = run_predict(model, tmp_path_factory.mktemp("usual"), data_path=bare)
-    return found, model.model.text_bank.states
+    return found, model.model.text_bank.state_embeddings
 
 
 @pytest.mark.parametrize("precision", ["32-true", "64-true", "16-true", "bf16-true", "bf16-mixed"])
@@ -209,8 +211,8 @@ def test_precision(precision, make, usual, bare, bottles, tmp_path):
     model, (expected, states) = make(class_name="bolt"), usual
     batches = quiet_engine(tmp_path, precision=precision).predict(model, data_path=bare, return_predictions=True)
     found = gather(batches)
-    assert found.score.dtype == found.map.dtype == model.model.text_bank.states.dtype == torch.float32
-    assert_close(model.model.text_bank.states, states, rtol=0, atol=0)
+    assert found.score.dtype == found.map.dtype == model.model.text_bank.state_embeddings.dtype == torch.float32
+    assert_close(model.model.text_bank.state_embeddings, states, rtol=0, atol=0)
     # Half precision moves the cosines in the third digit, and the spread scores by some hundredths.
     assert_close(found.score, expected.score, rtol=0, atol=1e-6 if precision[:2] in {"32", "64"} else 0.05)
     metrics = quiet_engine(tmp_path, precision=precision).test(model, datamodule=bottles(), verbose=False)
@@ -262,11 +264,11 @@ def test_images_of_another_size(make, bottles, tmp_path):
 
 def test_a_failed_name_leaves_the_model_usable(make):
     model = make(class_name="bolt")
-    model.prepare_text_bank()
-    states = model.model.text_bank.states
+    model.build_text_bank()
+    states = model.model.text_bank.state_embeddings
     with pytest.raises(ValueError, match="use a shorter"):
-        model.model.setup("x " * 90)
-    assert model.model.class_name == "bolt"
-    assert model.model.text_bank.states is states
-    model.model.setup("nut")
-    assert model.model.class_name == "nut"
+        model.model.build_text_bank("x " * 90)
+    assert model.model.text_bank.class_name == "bolt"
+    assert model.model.text_bank.state_embeddings is states
+    model.model.build_text_bank("nut")
+    assert model.model.text_bank.class_name == "nut"

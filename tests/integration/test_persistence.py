@@ -1,4 +1,4 @@
-"""What outlives a run: checkpoints, copies and pickles."""
+"""What outlives a run: copies, pickles, and what a checkpoint holds."""
 
 import copy
 import pickle
@@ -8,11 +8,12 @@ from typing import NamedTuple
 import pytest
 import torch
 from anomalib.pre_processing import PreProcessor
-from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anovl_plugin import AnoVL
+from anovl_plugin.config import to_config
+from anovl_plugin.scoring.image_score import GlobalScore
 from tests.helpers import trees
 from tests.helpers.runs import Predictions, assert_same, quiet_engine, run_predict, run_test
 
@@ -31,7 +32,7 @@ class Run(NamedTuple):
 @pytest.fixture(scope="module")
 def make(weights_of):
     def make_model(**options: object) -> AnoVL:
-        return AnoVL("tiny-square", weights_of("tiny-square"), **{"visualizer": False, **options})
+        return AnoVL("tiny-square", pretrained=weights_of("tiny-square"), **{"visualizer": False, **options})
 
     return make_model
 
@@ -53,68 +54,36 @@ def run(make, tmp_path_factory):
 
 def test_checkpoint_holds_plain_data(run, weights_of):
     saved = torch.load(run.checkpoint, weights_only=True)
-    assert saved["hyper_parameters"] == {
+    settings = {
         "backbone": "tiny-square",
-        "pretrained": weights_of("tiny-square"),
         "class_name": None,
         "domain": "auto",
+        "pretrained": weights_of("tiny-square"),
         "image_size": None,
-        "image_views": "single",
-        "image_score": "global",
-        "top_fraction": 0.0,
+        "image_score": to_config(GlobalScore()),
+        "tiles_per_side": None,
         "adaptation": None,
-        "tiling": None,
-        "self_contained": False,
+        "save_backbone": False,
     }
-    assert saved["anovl_text_bank"] == {"class_name": "bottle", "domain": "auto"}
-    assert not [name for name in saved["state_dict"] if "tower" in name or "transformer.text" in name]
-    assert not [name for name in saved["state_dict"] if "token_embedding" in name]
+    state = saved["state_dict"]
+    assert saved["hyper_parameters"] == state["_extra_state"]["settings"] == settings
+    bank = state["model.text_bank._extra_state"]
+    assert (bank["class_name"], bank["domain"]) == ("bottle", "object")
+    assert set(state["model._extra_state"]) == {"source", "spec", "temperature", "fingerprint"}
+    assert not [name for name in state if "tower" in name or "transformer.text" in name or "token_embedding" in name]
 
 
 def test_checkpoint_leaves_the_tower_out(run):
     saved = torch.load(run.checkpoint, weights_only=True)
     assert not [name for name in saved["state_dict"] if name.startswith("model.visual.")]
-    bank = run.model.model.text_bank.prompts
+    bank = run.model.model.text_bank.prompt_embeddings
     assert run.checkpoint.stat().st_size < bank.numel() * bank.element_size() + 50_000
     assert sum(weight.numel() for weight in run.model.model.visual.parameters()) * 4 > 50_000
 
 
-def test_a_self_contained_checkpoint_holds_the_tower(make, run, tmp_path):
-    model = make(self_contained=True)
-    metrics = run_test(model, tmp_path / "test", bottles(run.data))
-    (checkpoint,) = (tmp_path / "test").rglob("*.ckpt")
-    saved = torch.load(checkpoint, weights_only=True)["state_dict"]
-    assert {f"model.visual.{name}" for name in model.model.visual.state_dict()} <= set(saved)
-    assert metrics == run.metrics
-    loaded = AnoVL.load_from_checkpoint(checkpoint)
-    assert loaded.self_contained
-    assert_same(run_predict(loaded, tmp_path / "predict", data_path=run.bare), run.predictions)
-
-
-def test_a_checkpoint_of_another_tower_is_an_error(run, weights_of, tmp_path):
-    weights = load_file(weights_of("tiny-square"))
-    weights["visual.transformer.resblocks.0.attn.out_proj.bias"][0] += 1e-3
-    other = tmp_path / "other.safetensors"
-    save_file(weights, other)
-    message = (
-        r"^the checkpoint was made with another CLIP \(fingerprint \w{16}, backbone 'tiny-square', pretrained .*\) "
-    )
-    with pytest.raises(ValueError, match=message):
-        AnoVL.load_from_checkpoint(run.checkpoint, pretrained=str(other))
-    with pytest.raises(ValueError, match=message):
-        run_test(AnoVL("tiny-square", str(other)), tmp_path, bottles(run.data), ckpt_path=run.checkpoint)
-
-
-def test_a_tower_is_known_at_any_size_and_in_any_precision(weights_of):
-    source = "tiny-square", weights_of("tiny-square")
-    one, other = AnoVL(*source, image_size=(32, 48)), AnoVL(*source).half()
-    assert one.model.fingerprint == other.model.fingerprint
-
-
 def test_load_from_checkpoint(run, tmp_path):
     loaded = AnoVL.load_from_checkpoint(run.checkpoint)
-    assert loaded.model.class_name == "bottle"
-    assert loaded.model._text_tower == ()
+    assert loaded.model.text_bank.class_name == "bottle"
     assert_same(run_predict(loaded, tmp_path, data_path=run.bare), run.predictions)
     images = torch.rand(2, 3, 44, 44)
     assert_close(loaded.eval()(images).anomaly_map, run.model.eval()(images).anomaly_map, rtol=0, atol=0)
@@ -137,15 +106,16 @@ def test_a_used_model_takes_a_checkpoint(run, make, tmp_path):
 def test_loaded_model_learns_another_class(run, make):
     loaded, fresh = AnoVL.load_from_checkpoint(run.checkpoint), make()
     for model in (loaded, fresh):
-        model.model.setup("cable")
-    assert_close(loaded.model.text_bank.states, fresh.model.text_bank.states, rtol=0, atol=0)
+        model.model.build_text_bank("cable")
+    bank, expected = loaded.model.text_bank, fresh.model.text_bank
+    assert_close(bank.state_embeddings, expected.state_embeddings, rtol=0, atol=0)
 
 
 def test_checkpoint_of_a_changed_model(run, weights_of, tmp_path):
     transform = Compose([Resize([32, 48], antialias=True), Normalize([0.5] * 3, [0.25] * 3)])
     model = AnoVL(
         "tiny-square",
-        Path(weights_of("tiny-square")),
+        pretrained=Path(weights_of("tiny-square")),
         class_name="bolt",
         image_size=(32, 48),
         pre_processor=PreProcessor(transform),
@@ -156,7 +126,7 @@ def test_checkpoint_of_a_changed_model(run, weights_of, tmp_path):
     (checkpoint,) = tmp_path.rglob("*.ckpt")
     loaded = AnoVL.load_from_checkpoint(checkpoint)
     assert loaded.model.image_size == (32, 48)
-    assert loaded.model.class_name == loaded.class_name == "bolt"
+    assert loaded.model.text_bank.class_name == loaded.settings["class_name"] == "bolt"
     assert loaded.evaluator is loaded.visualizer is None
     expected = run_predict(model, tmp_path / "one", data_path=run.bare)
     assert_same(run_predict(loaded, tmp_path / "two", data_path=run.bare), expected)
@@ -167,10 +137,17 @@ def test_checkpoint_of_a_changed_model(run, weights_of, tmp_path):
 def test_copies(ready, clone, make):
     model = make(class_name="bolt")
     if ready:
-        model.prepare_text_bank()
+        model.build_text_bank()
     images = torch.rand(2, 3, 32, 32)
     other = clone(model)
     assert_close(other(images).anomaly_map, model(images).anomaly_map, rtol=0, atol=0)
-    other.model.setup("nut")
-    assert model.model.class_name == "bolt"
+    other.model.build_text_bank("nut")
+    assert model.model.text_bank.class_name == "bolt"
     assert not torch.equal(other(images).anomaly_map, model(images).anomaly_map)
+
+
+def test_there_is_nothing_to_save_before_the_first_run(make):
+    with pytest.raises(
+        RuntimeError, match="^there is no text bank to save yet; validate, test or call build_text_bank"
+    ):
+        make().on_save_checkpoint({"state_dict": {}, "hyper_parameters": {}})

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
 from anovl_plugin import AnoVL, AnoVLModel, TextAdapter
-from anovl_plugin.components.distributed import EachImageOnce
+from anovl_plugin.components.distributed import UnpaddedEvaluationSampler
 from anovl_plugin.demo import DemoSurfaces
 from tests.helpers.runs import quiet_engine, run_test
 from tests.integration.test_documentation import ROOT, run
@@ -77,7 +77,7 @@ def test_each_image_goes_to_one_process(size, surfaces):
         datamodule = surfaces()
         datamodule.setup()
         expected = [item.image_path for item in datamodule.test_data]
-        callback, trainer = EachImageOnce(), Shared(datamodule, rank, size)
+        callback, trainer = UnpaddedEvaluationSampler(), Shared(datamodule, rank, size)
         callback.setup(trainer, None, "test")
         loader = datamodule.test_dataloader()
         assert loader.batch_size == datamodule.eval_batch_size
@@ -92,13 +92,13 @@ def test_other_loaders_are_left_to_lightning(surfaces):
     datamodule.setup()
     shuffled = DataLoader(datamodule.test_data, shuffle=True)
     datamodule.test_dataloader = lambda: shuffled
-    EachImageOnce().setup(Shared(datamodule, 0, 2), None, "test")
+    UnpaddedEvaluationSampler().setup(Shared(datamodule, 0, 2), None, "test")
     assert datamodule.test_dataloader() is shuffled
     datamodule = surfaces()
     datamodule.setup()
-    EachImageOnce().setup(Shared(datamodule, 0, 1000), None, "test")
+    UnpaddedEvaluationSampler().setup(Shared(datamodule, 0, 1000), None, "test")
     assert len(datamodule.test_dataloader().sampler) == len(datamodule.test_data)
-    EachImageOnce().setup(Trainer(accelerator="cpu", logger=False, devices=1), None, "test")
+    UnpaddedEvaluationSampler().setup(Trainer(accelerator="cpu", logger=False, devices=1), None, "test")
 
 
 def test_half_precision(usual, surfaces, tmp_path):
@@ -133,7 +133,7 @@ def test_half_precision_on_a_gpu(precision, usual, surfaces, tmp_path):
     ids=["plain", "views", "tiles"],
 )
 def test_compiles_whole(options, weights_of):
-    model = AnoVLModel("tiny-square", weights_of("tiny-square"), "bottle", **options)
+    model = AnoVLModel("tiny-square", pretrained=weights_of("tiny-square"), class_name="bottle", **options)
     images = torch.rand(2, 3, 32, 50 if options.get("tiling") else 32)
     expected = model(images)
     # The graph is what can go wrong; what a compiler makes of it takes minutes.
@@ -143,7 +143,9 @@ def test_compiles_whole(options, weights_of):
 
 
 def test_compiles_around_an_adaptation(weights_of):
-    model = AnoVLModel("tiny-square", weights_of("tiny-square"), "bottle", adaptation=TextAdapter())
+    model = AnoVLModel(
+        "tiny-square", pretrained=weights_of("tiny-square"), class_name="bottle", adaptation=TextAdapter()
+    )
     images = torch.rand(2, 3, 32, 32)
     expected = model(images)
     found = torch.compile(model, backend="eager")(images)

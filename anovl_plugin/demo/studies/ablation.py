@@ -27,7 +27,7 @@ Tokens = Callable[[Tensor], Tensor]
 
 def pixel_auroc(model: AnoVLModel, data: TestSet, tokens: Tokens) -> float:
     """Score patch tokens that a function makes of a batch of images, and give the AUROC of pixels."""
-    margins = [abnormality_margin(tokens(images), model.text_bank.states) for images in data.images.split(32)]
+    margins = [abnormality_margin(tokens(images), model.text_bank.state_embeddings) for images in data.images.split(32)]
     maps = margin_map(torch.cat(margins), model.visual.grid_size, model.image_size)
     # A margin is below a half in size; the metric wants probabilities.
     return binary_auroc(maps.squeeze(1) + 0.5, data.masks).item()

@@ -87,7 +87,7 @@ def evaluate_category(model: AnoVLModel, category: str, root: Path | None = None
     model.setup(category, "texture")
     data = read_test_set(model, category, root)
     result = model(data.images)
-    ordinary = abnormality_margin(ordinary_tokens(model, data.images), model.text_bank.states)
+    ordinary = abnormality_margin(ordinary_tokens(model, data.images), model.text_bank.state_embeddings)
     ordinary = margin_map(ordinary, model.visual.grid_size, model.image_size)
     return Auroc(
         image=binary_auroc(result.pred_score, data.labels).item(),

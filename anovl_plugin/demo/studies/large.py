@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, help="picture of the first image to write")
     parser.add_argument("--write", type=Path, help="folder to write the images to")
     args = parser.parse_args()
-    models = {tiling: AnoVL("anovl-demo", domain="texture", tiling=tiling) for tiling in TILINGS}
+    models = {tiling: AnoVL("anovl-demo", domain="texture", tiles_per_side=tiling) for tiling in TILINGS}
     hits: dict[int | None, list[bool]] = {tiling: [] for tiling in TILINGS}
     aurocs: dict[int | None, list[float]] = {tiling: [] for tiling in TILINGS}
     for surface in SURFACES:
@@ -124,7 +124,7 @@ def main() -> None:
                 write_image(args.write / f"{surface}-{seed}.png", image.pixels)
             maps = {}
             for tiling, model in models.items():
-                model.model.setup(surface, "texture")
+                model.model.build_text_bank(surface, "texture")
                 maps[tiling] = find(model, image)
                 hits[tiling].append(peak_is_on(maps[tiling], image.mask))
                 aurocs[tiling].append(pixel_auroc(maps[tiling], image.mask))

@@ -178,11 +178,11 @@ def patch_targets(masks: Tensor, patch: int) -> Tensor:
 def total_loss(tokens: VisionTokens, text: Tensor, own: Tensor, masks: Tensor, families: Tensor) -> Tensor:
     """Add up the three losses; ``text`` holds caption embeddings of shape (G, 2, captions, C)."""
     states = state_embedding(text)
-    patch = round((masks.shape[-1] ** 2 / tokens.local.shape[1]) ** 0.5)
+    patch = round((masks.shape[-1] ** 2 / tokens.patch_tokens.shape[1]) ** 0.5)
     faulty = masks.flatten(1).any(1).float()
-    local = state_loss(tokens.local, states[families], patch_targets(masks, patch), 3.0)
-    image = state_loss(tokens.image[:, None], states[families], faulty[:, None], 1.0)
-    return local + image + 0.1 * class_loss(tokens.image, states, families, own)
+    local = state_loss(tokens.patch_tokens, states[families], patch_targets(masks, patch), 3.0)
+    image = state_loss(tokens.class_token[:, None], states[families], faulty[:, None], 1.0)
+    return local + image + 0.1 * class_loss(tokens.class_token, states, families, own)
 
 
 def training_step(clip: nn.Module, tower: TextTower, surfaces: Surfaces, seed: tuple[int, int], batch: int) -> Tensor:

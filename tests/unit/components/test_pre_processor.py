@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from torchvision.transforms.v2 import CenterCrop, Compose, InterpolationMode, Normalize, Resize
 from torchvision.transforms.v2.functional import resize
 
-from anovl_plugin.components.pre_processor import ExactPreProcessor, MatrixResize, resize_matrix
+from anovl_plugin.components.pre_processor import AntialiasedPreProcessor, MatrixResize, resize_matrix
 
 # To a width of one pixel torch itself goes wrong: it repeats one row.
 sides = st.integers(2, 150)
@@ -34,7 +34,7 @@ def test_rows_are_mirrored_means(length, target):
 @pytest.mark.parametrize("mode", ["bilinear", 2, InterpolationMode.BILINEAR])
 def test_bilinear_resizing_is_known_in_every_spelling(mode):
     transform, images = Resize([8, 8], mode), torch.rand(1, 3, 30, 20)
-    assert_close(ExactPreProcessor(transform)(images), transform(images), rtol=0, atol=1e-6)
+    assert_close(AntialiasedPreProcessor(transform)(images), transform(images), rtol=0, atol=1e-6)
 
 
 def test_keeps_the_type_of_the_images():
@@ -43,10 +43,10 @@ def test_keeps_the_type_of_the_images():
 
 def test_a_whole_transform_is_the_same_in_the_graph():
     transform = Compose([Resize([20, 30]), Compose([CenterCrop(16)]), Normalize([0.5] * 3, [0.2] * 3)])
-    pre_processor, images = ExactPreProcessor(transform), torch.rand(2, 3, 47, 55)
+    pre_processor, images = AntialiasedPreProcessor(transform), torch.rand(2, 3, 47, 55)
     assert isinstance(pre_processor.export_transform.transforms[1].transforms[0], ExportableCenterCrop)
     assert_close(pre_processor(images), transform(images), rtol=0, atol=1e-5)
-    fresh = ExactPreProcessor()
+    fresh = AntialiasedPreProcessor()
     fresh.load_checkpoint_config(pre_processor.checkpoint_config())
     assert_close(fresh(images), transform(images), rtol=0, atol=1e-5)
 
@@ -57,11 +57,11 @@ def test_a_whole_transform_is_the_same_in_the_graph():
     ids=["aliased", "nearest", "bounded"],
 )
 def test_other_resizing_is_left_to_anomalib(resizing):
-    pre_processor, images = ExactPreProcessor(resizing), torch.rand(1, 3, 8, 8)
+    pre_processor, images = AntialiasedPreProcessor(resizing), torch.rand(1, 3, 8, 8)
     assert isinstance(pre_processor.export_transform, Resize)
     assert torch.equal(pre_processor(images), images)
 
 
 def test_no_transform():
     images = torch.rand(1, 3, 5, 5)
-    assert ExactPreProcessor()(images) is images
+    assert AntialiasedPreProcessor()(images) is images

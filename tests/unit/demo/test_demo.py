@@ -216,7 +216,7 @@ def test_backbone():
 def test_text_decides():
     model, images = AnoVLModel("anovl-demo", class_name="brick", domain="texture"), torch.rand(2, 3, 96, 96)
     brick = model(images)
-    model.text_bank.states = model.text_bank.states.flip(0)
+    model.text_bank.state_embeddings = model.text_bank.state_embeddings.flip(0)
     swapped = model(images)
     assert_close(swapped.pred_score, 1 - brick.pred_score)
     assert_close(swapped.anomaly_map, 1 - brick.anomaly_map)
@@ -238,7 +238,7 @@ def ordinary_forward(visual, images):
 def areas(category, root, forwards, monkeypatch):
     """Compute image AUROC and pixel AUROC of a category for each way to make tokens."""
     model = AnoVL("anovl-demo", class_name=category, domain="texture")
-    model.prepare_text_bank()
+    model.build_text_bank()
     surfaces = DemoSurfaces(root, category, eval_batch_size=100)
     surfaces.setup()
     (batch,) = surfaces.test_dataloader()

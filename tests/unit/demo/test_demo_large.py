@@ -40,7 +40,7 @@ def test_tiles_find_what_the_resized_image_does_not_show():
     image = make_image("brick", 0)
     found = {}
     for tiling in (None, 8):
-        model = AnoVL("anovl-demo", class_name="brick", domain="texture", tiling=tiling)
-        model.prepare_text_bank()
+        model = AnoVL("anovl-demo", class_name="brick", domain="texture", tiles_per_side=tiling)
+        model.build_text_bank()
         found[tiling] = peak_is_on(find(model, LargeImage(*image)), image.mask)
     assert found == {None: False, 8: True}

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from anovl_plugin import AnoVL, torch_model
+from anovl_plugin.config import to_config
+from anovl_plugin.scoring.image_score import CombinedScore, GlobalScore, MapScore
 from anovl_plugin.scoring.scores import check_fraction, map_score
 from anovl_plugin.torch_model import AnoVLModel
 from tests.helpers import reference, reference_views, trees
@@ -22,7 +24,7 @@ VIEWS = ["single", "paper", ["flip", "rotate 22.5"]]
 SCORES = ["global", "map", "both"]
 WRONG_FRACTIONS = [-0.01, 1.01, 50, float("nan"), float("inf")]
 FRACTION_MESSAGE = r"^top_fraction is {}, but must be between 0 \(the highest pixel\) and 1 \(the whole map\)$"
-SETTINGS = {"image_views": ["image", "flip"], "image_score": "both", "top_fraction": 0.25}
+SETTINGS = {"image_score": CombinedScore(["image", "flip"], 0.25)}
 
 
 def noise(*shape, seed=0):
@@ -43,14 +45,14 @@ def source(weights_of):
 @pytest.fixture(scope="module")
 def make(source):
     """Give a function that makes a model of bottles, once for the same options: no test changes it."""
-    bank, models = AnoVLModel(*source, "bottle").text_bank, {}
+    bank, models = AnoVLModel(source[0], pretrained=source[1], class_name="bottle").text_bank, {}
 
     def make_model(**options: object) -> AnoVLModel:
         key = repr(sorted(options.items()))
         if key not in models:
-            models[key] = AnoVLModel(*source, **options)
+            models[key] = AnoVLModel(source[0], pretrained=source[1], **options)
             models[key].text_bank.load_state_dict(bank.state_dict())
-            models[key].adopt_text_bank("bottle", "auto")
+            models[key].load(text=False)
         return models[key]
 
     return make_model
@@ -95,7 +97,7 @@ def traffic(monkeypatch):
         monkeypatch.setattr(torch_model, name, spy)
 
     spy_on("value_wise_forward", two_paths)
-    spy_on("image_forward", ordinary)
+    spy_on("class_token_forward", ordinary)
     return lambda _: (two_paths, ordinary)
 
 
@@ -137,20 +139,20 @@ def test_more_of_the_map_never_scores_higher(seed, fractions):
 
 
 @pytest.mark.parametrize("fraction", WRONG_FRACTIONS)
-def test_a_fraction_outside_0_and_1_is_refused(fraction):
+def test_a_fraction_outside_0_and_1_is_an_error(fraction):
     for call in (check_fraction, lambda fraction: map_score(torch.zeros(1, 1, 2, 2), fraction)):
         with pytest.raises(ValueError, match=FRACTION_MESSAGE.format(fraction)):
             call(fraction)
 
 
 @pytest.mark.parametrize("fraction", [*FRACTIONS, 0.0, 1.0])
-def test_a_fraction_from_0_to_1_is_let_pass(fraction):
+def test_a_fraction_from_0_to_1_is_valid(fraction):
     assert check_fraction(fraction) is None
 
 
 def test_the_papers_score_is_the_reference_over_22_views(make, source, images, over_the_papers_views):
     expected = reference.shown(over_the_papers_views, *source).float()
-    result = make(image_views="paper")(images)
+    result = make(image_score=GlobalScore("paper"))(images)
     assert result.pred_score.dtype == torch.float32
     assert_close(result.pred_score, expected, **WITHIN)
     # The views count for so much more than that.
@@ -160,12 +162,12 @@ def test_the_papers_score_is_the_reference_over_22_views(make, source, images, o
 def test_a_single_view_is_the_reference_of_the_image_alone(make, source, images, published):
     expected = reference.shown(published[0], *source).float()
     for views in ("single", ["image"], ["image"] * 3):
-        assert_close(make(image_views=views)(images).pred_score, expected, **WITHIN)
+        assert_close(make(image_score=GlobalScore(views))(images).pred_score, expected, **WITHIN)
 
 
 @pytest.mark.parametrize("place", range(4))
 def test_own_views_are_averaged_wherever_the_image_stands(place, make, source, images, score_view):
-    views = ["flip", "rotate 22.5", "grey"]
+    views = ["flip", "rotate 22.5", "gray"]
     views.insert(place, "image")
     transforms = [
         lambda image: image,
@@ -174,7 +176,7 @@ def test_own_views_are_averaged_wherever_the_image_stands(place, make, source, i
         lambda image: reference_views.turned(image, torch.pi / 8),
     ]
     expected = [sum(score_view(transform(image.double())) for transform in transforms) / 4 for image in images]
-    score = make(image_views=views)(images).pred_score
+    score = make(image_score=GlobalScore(views))(images).pred_score
     assert_close(score, reference.shown(torch.tensor(expected), *source).float(), **WITHIN)
 
 
@@ -182,14 +184,14 @@ def test_own_views_are_averaged_wherever_the_image_stands(place, make, source, i
 def test_each_view_counts_as_often_as_it_is_listed(views, weights, make, source, images, score_view):
     pairs = [(score_view(image.double()), score_view(reference_views.flipped(image))) for image in images]
     expected = [(weights[0] * itself + weights[1] * flipped) / sum(weights) for itself, flipped in pairs]
-    score = make(image_views=views)(images).pred_score
+    score = make(image_score=GlobalScore(views))(images).pred_score
     assert_close(score, reference.shown(torch.tensor(expected), *source).float(), **WITHIN)
 
 
 @pytest.mark.parametrize("fraction", FRACTIONS)
 def test_the_map_scores_the_image(fraction, make, source, images, published):
     expected = torch.tensor([mean_of_highest(each, fraction) for each in published[1]])
-    score = make(image_score="map", top_fraction=fraction)(images).pred_score
+    score = make(image_score=MapScore(fraction))(images).pred_score
     assert_close(score, reference.shown(expected, *source).float(), **WITHIN)
 
 
@@ -199,7 +201,7 @@ def test_both_is_the_mean_of_token_and_map(views, fraction, make, source, images
     of_token = published[0] if views == "single" else over_the_papers_views
     of_map = torch.tensor([mean_of_highest(each, fraction) for each in published[1]])
     expected = reference.shown((of_token + of_map) / 2, *source).float()
-    score = make(image_score="both", image_views=views, top_fraction=fraction)(images).pred_score
+    score = make(image_score=CombinedScore(views, fraction))(images).pred_score
     assert_close(score, expected, **WITHIN)
 
 
@@ -208,15 +210,11 @@ def test_the_three_scores_differ(make, images):
     assert torch.pdist(scores, p=float("inf")).min() > 1e-3
 
 
-@pytest.mark.parametrize("fraction", [0.1, 1])
-def test_the_fraction_does_not_touch_the_token(fraction, make, images):
-    assert torch.equal(make(top_fraction=fraction)(images).pred_score, make()(images).pred_score)
-
-
 @pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize("views", VIEWS)
 def test_the_map_is_of_the_image_alone(views, score, make, images, source, published):
-    found = make(image_views=views, image_score=score, top_fraction=0.1)(images).anomaly_map
+    scores = {"global": GlobalScore(views), "map": MapScore(0.1), "both": CombinedScore(views, 0.1)}
+    found = make(image_score=scores[score])(images).anomaly_map
     assert torch.equal(found, make()(images).anomaly_map)
     assert_close(found, reference.shown(published[1], *source).float(), **WITHIN)
 
@@ -225,12 +223,12 @@ def test_the_map_is_of_the_image_alone(views, score, make, images, source, publi
     ("options", "lengths"),
     [
         ({}, []),
-        ({"image_views": ["image", "image"]}, []),
-        ({"image_views": ["flip"]}, [3]),
-        ({"image_views": ["flip", "image", "grey"]}, [6]),
-        ({"image_views": "paper"}, [30, 30, 3]),
-        ({"image_views": "paper", "image_score": "both"}, [30, 30, 3]),
-        ({"image_views": "paper", "image_score": "map"}, []),
+        ({"image_score": GlobalScore(["image", "image"])}, []),
+        ({"image_score": GlobalScore(["flip"])}, [3]),
+        ({"image_score": GlobalScore(["flip", "image", "gray"])}, [6]),
+        ({"image_score": GlobalScore("paper")}, [30, 30, 3]),
+        ({"image_score": CombinedScore("paper")}, [30, 30, 3]),
+        ({"image_score": "map"}, []),
     ],
 )
 def test_other_views_take_the_ordinary_path_only(options, lengths, make, images, traffic):
@@ -243,8 +241,8 @@ def test_other_views_take_the_ordinary_path_only(options, lengths, make, images,
 
 @settings(max_examples=5, deadline=None)
 @given(seed=st.integers(0, 2**31), number=st.integers(1, 5), order=st.randoms(use_true_random=False))
-def test_a_score_does_not_depend_on_neighbours_or_place(make, seed, number, order):
-    model, images = make(image_views="paper", image_score="both"), noise(number, 3, 32, 32, seed=seed)
+def test_a_score_does_not_depend_on_neighbors_or_place(make, seed, number, order):
+    model, images = make(image_score=CombinedScore("paper")), noise(number, 3, 32, 32, seed=seed)
     places = list(range(number))
     order.shuffle(places)
     together = model(images[places])
@@ -255,7 +253,7 @@ def test_a_score_does_not_depend_on_neighbours_or_place(make, seed, number, orde
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_views_in_half_precision_give_float32(dtype, make, images):
-    model = make(image_views="paper", image_score="both")
+    model = make(image_score=CombinedScore("paper"))
     full = model(images)
     with torch.autocast("cpu", dtype):
         mixed = model(images)
@@ -266,42 +264,84 @@ def test_views_in_half_precision_give_float32(dtype, make, images):
 
 
 def test_inference_mode_gives_the_same_bits_over_views(make, images):
-    model = make(image_views="paper", image_score="both")
+    model = make(image_score=CombinedScore("paper"))
     with torch.inference_mode():
         inside = model(images)
     assert torch.equal(inside.pred_score, model(images).pred_score)
 
 
 def test_views_fit_a_tower_that_is_not_square(weights_of):
-    model = AnoVLModel("tiny-wide", weights_of("tiny-wide"), "bottle", image_views="paper")
+    model = AnoVLModel(
+        "tiny-wide", pretrained=weights_of("tiny-wide"), class_name="bottle", image_score=GlobalScore("paper")
+    )
     result = model(noise(2, 3, 32, 48))
     assert result.pred_score.shape == (2,)
     assert result.pred_score.isfinite().all()
 
 
-BAD_ARGUMENTS = {
-    "score": ({"image_score": "mean"}, "^image_score is 'mean', but must be one of global, map, both$"),
-    "no score": ({"image_score": None}, "^image_score is None, but must be one of global, map, both$"),
-    "a list of scores": ({"image_score": ["map"]}, r"^image_score is \['map'\], but must be one of global, map, both$"),
-    **{f"fraction {each}": ({"top_fraction": each}, FRACTION_MESSAGE.format(each)) for each in WRONG_FRACTIONS},
-    "set of views": ({"image_views": "all"}, "^image_views is 'all', but must be single, paper or a list such as"),
-    "no views": ({"image_views": []}, "^image_views is an empty list; leave it out, or name at least one view"),
-    "view": ({"image_views": ["image", "rotate"]}, "^the view 'rotate' is none of: image, rotate DEGREES,"),
+BAD_SCORES = {
+    "unknown name": ("mean", ValueError, "^image_score is 'mean', but must be one of global, map, both, or an Image"),
+    "nothing": (None, TypeError, "^image_score is None, but must be one of global, map, both, or an ImageScore$"),
+    "a list": (
+        ["map"],
+        TypeError,
+        r"^image_score is \['map'\], but must be one of global, map, both, or an ImageScore$",
+    ),
+    "a number": (1, TypeError, "^image_score is 1, but must be one of global, map, both, or an ImageScore$"),
+    "a class of another kind": ("anovl_plugin.TextAdapter", ValueError, "which is not a subclass of ImageScore"),
+    "views of a map": (
+        {"class_path": "anovl_plugin.MapScore", "init_args": {"views": "paper"}},
+        ValueError,
+        "^image_score: .*MapScore does not accept .*'views'",
+    ),
+    "a share without a map": (
+        {"class_path": "anovl_plugin.GlobalScore", "init_args": {"top_fraction": 0.1}},
+        ValueError,
+        "^image_score: .*GlobalScore does not accept .*'top_fraction'",
+    ),
 }
 
 
 @pytest.mark.parametrize("kind", [AnoVLModel, AnoVL])
-@pytest.mark.parametrize("case", BAD_ARGUMENTS)
-def test_bad_arguments_are_refused_before_anything_is_loaded(case, kind):
-    options, message = BAD_ARGUMENTS[case]
-    with pytest.raises(ValueError, match=message) as caught:
-        kind("no such clip", None, **options)
+@pytest.mark.parametrize("case", BAD_SCORES)
+def test_an_invalid_score_is_an_error_before_anything_is_loaded(case, kind):
+    score, error, message = BAD_SCORES[case]
+    with pytest.raises(error, match=message) as caught:
+        kind("anovl-demo", image_score=score)
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", [MapScore, CombinedScore])
+@pytest.mark.parametrize("fraction", WRONG_FRACTIONS)
+def test_a_score_checks_its_share_of_the_map(kind, fraction):
+    with pytest.raises(ValueError, match=FRACTION_MESSAGE.format(fraction)):
+        kind(top_fraction=fraction)
+
+
+@pytest.mark.parametrize("fraction", [None, "0.1", True, [0.1], b"1"])
+def test_a_share_of_the_map_that_is_not_a_number_is_an_error(fraction):
+    with pytest.raises(TypeError, match=r"^top_fraction is .*, but must be between 0 \(the highest pixel\) and 1"):
+        MapScore(fraction)
+
+
+@pytest.mark.parametrize("kind", [GlobalScore, CombinedScore])
+@pytest.mark.parametrize(
+    ("views", "error", "message"),
+    [
+        ("all", ValueError, "^views is 'all', but must be single, paper or a list such as"),
+        ([], ValueError, "^views is an empty list; leave it out, or name at least one view"),
+        (["image", "rotate"], ValueError, "^the view 'rotate' is not one of: image, rotate DEGREES,"),
+        (None, TypeError, "^views is None, but must be single, paper or a list such as"),
+        (22, TypeError, "^views is 22, but must be single, paper or a list such as"),
+    ],
+)
+def test_a_score_checks_its_views(kind, views, error, message):
+    with pytest.raises(error, match=message):
+        kind(views)
+
+
 def test_the_paper_is_not_the_default(make):
-    model = make()
-    assert (model.num_views, model.other_views, model.image_score, model.top_fraction) == (1, (), "global", 0)
+    assert make().image_score == GlobalScore("single")
 
 
 class Run(NamedTuple):
@@ -315,7 +355,7 @@ class Run(NamedTuple):
 @pytest.fixture(scope="module")
 def run(source, tmp_path_factory):
     root = tmp_path_factory.mktemp("run")
-    model = AnoVL(*source, visualizer=False, **SETTINGS)
+    model = AnoVL(source[0], pretrained=source[1], visualizer=False, **SETTINGS)
     metrics = run_test(model, root / "results", trees.mvtec(root / "data"))
     (checkpoint,) = (root / "results").rglob("weights/lightning/*.ckpt")
     return Run(model, metrics, checkpoint)
@@ -331,10 +371,9 @@ def test_the_engine_scores_over_views_and_map(run, make, images):
 
 def test_a_checkpoint_brings_the_settings_back(run, images, tmp_path):
     saved = torch.load(run.checkpoint, weights_only=True)["hyper_parameters"]
-    assert {name: saved[name] for name in SETTINGS} == SETTINGS
+    assert saved["image_score"] == to_config(SETTINGS["image_score"])
     loaded = AnoVL.load_from_checkpoint(run.checkpoint)
-    assert loaded.model.num_views == 2
-    assert (loaded.model.image_score, loaded.model.top_fraction) == ("both", 0.25)
+    assert loaded.model.image_score == SETTINGS["image_score"]
     assert torch.equal(loaded.model(images).pred_score, run.model.model(images).pred_score)
     bare = trees.write_bare(tmp_path / "bare")
     expected = run_predict(run.model, tmp_path / "one", data_path=bare)
@@ -342,6 +381,8 @@ def test_a_checkpoint_brings_the_settings_back(run, images, tmp_path):
 
 
 def test_the_settings_can_be_changed_when_a_checkpoint_is_loaded(run, make, images):
-    options = {"image_views": "paper", "image_score": "global"}
-    loaded = AnoVL.load_from_checkpoint(run.checkpoint, **options)
-    assert_close(loaded.model(images).pred_score, make(**options)(images).pred_score, **WITHIN)
+    with pytest.warns(UserWarning, match="^image_score of the checkpoint changed on purpose, so its thresholds do not"):
+        loaded = AnoVL.load_from_checkpoint(run.checkpoint, image_score=GlobalScore("paper"))
+    assert loaded.post_processor.image_threshold == 0.5 != run.model.post_processor.image_threshold
+    expected = make(image_score=GlobalScore("paper"))(images).pred_score
+    assert_close(loaded.model(images).pred_score, expected, **WITHIN)

@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from anovl_plugin.scoring.scores import abnormality_margin, margin_map, spread
+from anovl_plugin.scoring.scores import abnormality_margin, margin_map, to_probability
 from tests.helpers import reference
 
 GRIDS = [((4, 4), (32, 32)), ((2, 3), (32, 48)), ((1, 5), (8, 33)), ((3, 1), (24, 8)), ((15, 15), (40, 50))]
@@ -53,11 +53,11 @@ def test_autocast_does_not_touch_the_scores():
     features, states = noise(3, 16, 24), states_of(24)
     margins = abnormality_margin(features, states)
     grid = margin_map(margins, (4, 4), (32, 32))
-    shown = spread(grid, 0.01)
+    shown = to_probability(grid, 0.01)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(abnormality_margin(features, states), margins)
         assert torch.equal(margin_map(margins, (4, 4), (32, 32)), grid)
-        assert torch.equal(spread(grid, 0.01), shown)
+        assert torch.equal(to_probability(grid, 0.01), shown)
     assert shown.dtype == grid.dtype == margins.dtype == torch.float32
 
 
@@ -85,35 +85,35 @@ def test_a_constant_map_stays_constant():
 
 
 @pytest.mark.parametrize("unit", [0.01, 0.07, 1.0])
-def test_spread_is_the_formula(unit):
+def test_probabilities_are_the_formula(unit):
     margins = noise(200) * 0.1
     expected = [0.5 + m / (2 * (abs(m) + unit)) for m in margins.tolist()]
-    assert_close(spread(margins, unit).double(), torch.tensor(expected, dtype=torch.float64), atol=1e-6, rtol=0)
+    assert_close(to_probability(margins, unit).double(), torch.tensor(expected, dtype=torch.float64), atol=1e-6, rtol=0)
 
 
 @settings(max_examples=10, deadline=None)
 @given(steps=st.lists(st.integers(-100_000, 100_000), min_size=2, max_size=200, unique=True))
-def test_spread_is_strictly_increasing(steps):
+def test_probabilities_are_strictly_increasing(steps):
     margins = torch.tensor(sorted(steps), dtype=torch.float64).div(1e6).float()
-    assert (spread(margins, 0.01).diff() > 0).all()
-    assert (spread(margins.double(), 0.01).diff() > 0).all()
+    assert (to_probability(margins, 0.01).diff() > 0).all()
+    assert (to_probability(margins.double(), 0.01).diff() > 0).all()
 
 
 @pytest.mark.parametrize("unit", [0.01, 0.07])
 def test_probabilities_stay_inside_0_and_1_and_keep_a_half(unit):
     margins = torch.tensor([-0.5, -0.25, -1e-9, 0.0, 1e-9, 0.25, 0.5])
-    shown = spread(margins, unit)
+    shown = to_probability(margins, unit)
     assert ((shown > 0) & (shown < 1)).all()
     assert shown[3] == 0.5
-    assert_close(spread(torch.tensor(unit), unit), torch.tensor(0.75))
+    assert_close(to_probability(torch.tensor(unit), unit), torch.tensor(0.75))
 
 
 def test_swapped_states_give_the_complement():
     features, states = noise(2, 16, 24), states_of(24)
     margins, swapped = abnormality_margin(features, states), abnormality_margin(features, states.flip(0))
     assert torch.equal(swapped, -margins)
-    shown = spread(margin_map(margins, (4, 4), (32, 32)), 0.01)
-    complement = spread(margin_map(swapped, (4, 4), (32, 32)), 0.01)
+    shown = to_probability(margin_map(margins, (4, 4), (32, 32)), 0.01)
+    complement = to_probability(margin_map(swapped, (4, 4), (32, 32)), 0.01)
     assert_close(complement, 1 - shown, atol=1e-6, rtol=0)
 
 
@@ -121,7 +121,12 @@ def test_swapped_states_give_the_complement():
 @given(seed=st.integers(0, 2**31))
 def test_shown_map_ranks_pixels_as_the_published_map_does(seed):
     features, states = noise(1, 16, 24, seed=seed), states_of(24, seed=seed % 1000)
-    shown = spread(margin_map(abnormality_margin(features, states), (4, 4), (32, 32)), 0.01).flatten().double().numpy()
+    shown = (
+        to_probability(margin_map(abnormality_margin(features, states), (4, 4), (32, 32)), 0.01)
+        .flatten()
+        .double()
+        .numpy()
+    )
     published = reference.map_of([reference.p_abnormal(token, states) for token in features[0]], (4, 4), (32, 32))
     published = published.flatten().numpy()
     mask = np.random.default_rng(seed).random(1024) < 0.3
@@ -139,6 +144,6 @@ def test_patches_that_do_not_fill_the_grid_are_refused(number):
 
 
 @pytest.mark.parametrize("unit", [0, 0.0, -0.01])
-def test_a_unit_that_is_not_positive_is_refused(unit):
-    with pytest.raises(ValueError, match=rf"^unit is {unit}, but must be above 0$"):
-        spread(torch.zeros(1), unit)
+def test_a_temperature_that_is_not_positive_is_an_error(unit):
+    with pytest.raises(ValueError, match=rf"^temperature is {unit}, but must be a finite number above 0$"):
+        to_probability(torch.zeros(1), unit)

@@ -1,11 +1,112 @@
-"""The sentences of the text side, word for word."""
+"""The prompts, word for word and in the published order."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from anovl_plugin.text.prompts import prompt_ensemble, resolve_domain, templates_for
+from anovl_plugin.text.prompts import check_class_name, prompt_ensemble, resolve_domain, templates_for
 from tests.helpers import reference
 
-PLAIN = "an industrial photo of a"
+# Written by hand from the published lists. A stands for the article of the phrase P, and X for the state and the class.
+SHAPES = [
+    "a cropped P of the X",
+    "a cropped P of a X",
+    "a close-up P of a X",
+    "a close-up P of the X",
+    "a bright P of a X",
+    "a bright P of the X",
+    "a dark P of the X",
+    "a dark P of a X",
+    "a jpeg corrupted P of a X",
+    "a jpeg corrupted P of the X",
+    "a blurry P of the X",
+    "a blurry P of a X",
+    "A P of a X",
+    "A P of the X",
+    "A P of a small X",
+    "A P of the small X",
+    "A P of a large X",
+    "A P of the large X",
+    "A P of the X for visual inspection",
+    "A P of a X for visual inspection",
+    "A P of the X for anomaly detection",
+    "A P of a X for anomaly detection",
+]
+PHRASES = {
+    "bottle": [("an", "industrial photo"), ("an", "industrial image"), ("a", "manufacturing image")],
+    "leather": [("an", "industrial photo"), ("a", "textural photo"), ("a", "surface picture")],
+}
+NORMAL = {
+    "bottle": [
+        "normal bottle",
+        "flawless bottle",
+        "perfect bottle",
+        "unblemished bottle",
+        "bottle without flaw",
+        "bottle without defect",
+        "bottle without damage",
+    ],
+    "leather": [
+        "normal leather",
+        "flawless leather",
+        "perfect leather",
+        "unblemished leather",
+        "leather without flaw",
+        "leather without defect",
+        "leather without damage",
+    ],
+}
+ABNORMAL = {
+    "bottle": [
+        "damaged bottle",
+        "abnormal bottle",
+        "imperfect bottle",
+        "blemished bottle",
+        "bottle with flaw",
+        "bottle with defect",
+        "bottle with damage",
+    ],
+    "leather": [
+        "damaged leather",
+        "abnormal leather",
+        "imperfect leather",
+        "blemished leather",
+        "leather with flaw",
+        "leather with defect",
+        "leather with damage",
+    ],
+}
+AWKWARD_NAMES = [
+    "a {} b",
+    "{0}",
+    "{name!r:>10}",
+    "{",
+    "}{",
+    "100% cotton",
+    "%s %(x)d",
+    "two\nlines",
+    "{article} {phrase}",
+    r"\1",
+]
+
+
+def published_sentences(class_name, states):
+    """Write the list out: phrase by phrase, shape by shape, and the state changes fastest."""
+    sentences = []
+    for article, phrase in PHRASES[class_name]:
+        for shape in SHAPES:
+            for state in states[class_name]:
+                words = {"A": article, "P": phrase, "X": state}
+                sentences.append(" ".join(words.get(word, word) for word in shape.split()))
+    return sentences
+
+
+@pytest.mark.parametrize("class_name", ["bottle", "leather"])
+def test_ensemble_is_the_published_list_in_its_order(class_name):
+    normal, abnormal = prompt_ensemble(class_name)
+    assert normal == published_sentences(class_name, NORMAL)
+    assert abnormal == published_sentences(class_name, ABNORMAL)
+    assert len(normal) == len(abnormal) == 462
 
 
 @pytest.mark.parametrize("domain", ["auto", "object", "texture"])
@@ -17,102 +118,127 @@ def test_ensemble_is_the_reference_one(class_name, domain):
 
 
 @pytest.mark.parametrize("class_name", ["bottle", "carpet"])
-def test_ensemble_has_462_different_prompts_a_state_without_full_stop(class_name):
+def test_prompts_are_distinct_and_have_no_full_stop(class_name):
     normal, abnormal = prompt_ensemble(class_name)
-    assert len(normal) == len(abnormal) == 462
     assert len({*normal, *abnormal}) == 924
     assert not any(prompt.endswith(".") or "{" in prompt or "  " in prompt for prompt in (*normal, *abnormal))
 
 
 @pytest.mark.parametrize(
-    "sentence",
+    ("index", "sentence"),
     [
-        "a cropped industrial photo of the normal bottle",
-        "a close-up manufacturing image of a flawless bottle",
-        "a jpeg corrupted industrial image of the unblemished bottle",
-        "an industrial image of a perfect bottle",
-        "a manufacturing image of the small bottle without flaw",
-        "an industrial photo of a large bottle without defect",
-        "industrial photo of the bottle without damage for visual inspection",
-        "manufacturing image of a normal bottle for anomaly detection",
+        (0, "a cropped industrial photo of the normal bottle"),
+        (1, "a cropped industrial photo of the flawless bottle"),
+        (7, "a cropped industrial photo of a normal bottle"),
+        (153, "an industrial photo of a bottle without damage for anomaly detection"),
+        (154, "a cropped industrial image of the normal bottle"),
+        (461, "a manufacturing image of a bottle without damage for anomaly detection"),
     ],
 )
-def test_ensemble_holds_this_normal_sentence(sentence):
-    ensemble = prompt_ensemble("bottle")
-    assert sentence in ensemble.normal
-    assert sentence not in ensemble.abnormal
+def test_normal_sentence_stands_at_its_place(index, sentence):
+    normal, abnormal = prompt_ensemble("bottle")
+    assert normal[index] == sentence
+    assert sentence not in abnormal
 
 
 @pytest.mark.parametrize(
-    "sentence",
+    ("index", "sentence"),
     [
-        "a blurry industrial photo of a damaged leather",
-        "a bright textural photo of the abnormal leather",
-        "a dark surface picture of a imperfect leather",
-        "a surface picture of the blemished leather",
-        "a textural photo of a large leather with flaw",
-        "an industrial photo of the small leather with defect",
-        "surface picture of the leather with damage for anomaly detection",
+        (0, "a cropped industrial photo of the damaged leather"),
+        (126, "an industrial photo of the damaged leather for visual inspection"),
+        (280, "a textural photo of the damaged leather for visual inspection"),
+        (461, "a surface picture of a leather with damage for anomaly detection"),
     ],
 )
-def test_ensemble_holds_this_abnormal_sentence_of_a_texture(sentence):
-    ensemble = prompt_ensemble("leather")
-    assert sentence in ensemble.abnormal
-    assert sentence not in ensemble.normal
+def test_abnormal_sentence_of_a_texture_stands_at_its_place(index, sentence):
+    normal, abnormal = prompt_ensemble("leather")
+    assert abnormal[index] == sentence
+    assert sentence not in normal
 
 
 @pytest.mark.parametrize("class_name", ["carpet", "grid", "leather", "tile", "wood"])
-def test_auto_takes_the_textures_of_mvtec_for_textures(class_name):
+def test_auto_domain_of_mvtec_textures_is_texture(class_name):
     assert resolve_domain(class_name) == "texture"
     assert prompt_ensemble(class_name) == prompt_ensemble(class_name, "texture")
     assert not any("manufacturing" in prompt for prompt in prompt_ensemble(class_name).normal)
 
 
 @pytest.mark.parametrize("class_name", ["bottle", "Wood", "wooden", "metal_nut", "macaroni1", "object"])
-def test_auto_takes_everything_else_for_an_object(class_name):
+def test_auto_domain_of_everything_else_is_object(class_name):
     assert resolve_domain(class_name) == "object"
     assert prompt_ensemble(class_name) == prompt_ensemble(class_name, "object")
     assert not any("surface" in prompt or "textural" in prompt for prompt in prompt_ensemble(class_name).normal)
 
 
-def test_a_given_domain_overrules_the_class_name():
+def test_given_domain_overrules_the_class_name():
     assert resolve_domain("leather", "object") == "object"
     assert resolve_domain("bottle", "texture") == "texture"
-    assert f"{PLAIN} normal wood" in prompt_ensemble("wood", "object").normal
     assert "a manufacturing image of a normal wood" in prompt_ensemble("wood", "object").normal
 
 
 @pytest.mark.parametrize("class_name", ["macaroni1", "macaroni2"])
 def test_numbered_macaroni_are_macaroni(class_name):
     assert prompt_ensemble(class_name) == prompt_ensemble("macaroni")
-    assert f"{PLAIN} normal macaroni" in prompt_ensemble(class_name).normal
+    assert "an industrial photo of a normal macaroni" in prompt_ensemble(class_name).normal
 
 
-@pytest.mark.parametrize("class_name", ["metal_nut", "pcb1", "pipe_fryum", "Metal Nut"])
+@pytest.mark.parametrize("class_name", ["metal_nut", "pcb1", "pipe_fryum", "Metal Nut", *AWKWARD_NAMES])
 def test_other_names_stand_as_spelled(class_name):
     normal, abnormal = prompt_ensemble(class_name)
-    assert f"{PLAIN} normal {class_name}" in normal
-    assert all(class_name in prompt for prompt in (*normal, *abnormal))
+    bottle = prompt_ensemble("bottle")
+    assert normal == [prompt.replace("bottle", class_name) for prompt in bottle.normal]
+    assert abnormal == [prompt.replace("bottle", class_name) for prompt in bottle.abnormal]
+
+
+@given(st.text(min_size=1).filter(str.strip))
+def test_any_text_stands_as_spelled(class_name):
+    normal = prompt_ensemble(class_name, "object").normal
+    noun = {"macaroni1": "macaroni", "macaroni2": "macaroni"}.get(class_name, class_name)
+    assert normal[0] == "a cropped industrial photo of the normal " + noun
+    assert len(normal) == 462
 
 
 @pytest.mark.parametrize(("phrase", "article"), [("industrial photo", "an"), ("surface picture", "a"), ("icon", "an")])
 def test_article_goes_by_the_phrase(phrase, article):
     templates = templates_for(phrase)
     assert len(templates) == len(set(templates)) == 22
-    assert templates[12] == f"{article} {phrase} of a {{}}"
-    assert templates == reference.sentences("{}", phrase)
+    assert [template.split()[0] for template in templates] == ["a"] * 12 + [article] * 10
 
 
+@pytest.mark.parametrize("function", [check_class_name, prompt_ensemble, resolve_domain])
 @pytest.mark.parametrize("class_name", ["", " ", "\t\n"])
-def test_an_empty_class_name_is_refused(class_name):
-    with pytest.raises(ValueError, match=r"class_name is .*, but must name what the images show, e\.g\. 'bottle'"):
-        prompt_ensemble(class_name)
+def test_blank_class_name_is_an_error(class_name, function):
+    with pytest.raises(ValueError, match=r"^class_name is '.*', but must name what the images show, e\.g\. 'bottle'"):
+        function(class_name)
 
 
-@pytest.mark.parametrize("domain", ["Object", "", "textures", None])
-def test_an_unknown_domain_is_refused(domain):
-    message = f"domain is {domain!r}, but must be one of 'auto', 'object', 'texture'"
-    with pytest.raises(ValueError, match=message):
-        resolve_domain("bottle", domain)
-    with pytest.raises(ValueError, match=message):
-        prompt_ensemble("bottle", domain)
+@pytest.mark.parametrize("function", [check_class_name, prompt_ensemble, resolve_domain])
+@pytest.mark.parametrize(
+    "class_name", [None, b"bottle", 3, True, 1.5, ["bottle"], ("bottle",), {"bottle"}, ["x"] * 10_000]
+)
+def test_class_name_of_another_type_is_an_error(class_name, function):
+    kind = type(class_name).__name__
+    with pytest.raises(
+        TypeError, match=rf"^class_name is .*, of type {kind}, but must be a string .* e\.g\. 'bottle'"
+    ) as caught:
+        function(class_name)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+def test_class_name_that_is_not_unicode_is_an_error():
+    with pytest.raises(ValueError, match=r"^class_name is 'caf\\udce9', which is not valid Unicode; use letters"):
+        prompt_ensemble("caf\udce9")
+
+
+@pytest.mark.parametrize(
+    "domain", ["Object", "", "textures", None, 1, ["object"], b"object", "two\nlines", "x" * 10_000]
+)
+def test_unknown_domain_is_an_error(domain):
+    for function in (resolve_domain, prompt_ensemble):
+        with pytest.raises(
+            ValueError, match=r"^domain is .*, but must be one of 'auto', 'object', 'texture'$"
+        ) as caught:
+            function("bottle", domain)
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 600

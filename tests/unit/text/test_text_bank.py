@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from anovl_plugin.text.prompts import prompt_ensemble
-from anovl_plugin.text.text_bank import TextBank, state_embedding
+from anovl_plugin.text.text_bank import TextBank, hash_prompts, state_embedding
 from anovl_plugin.text.text_tower import TextTower
 from anovl_plugin.vision.backbone import load_backbone
 from tests.conftest import TINY
@@ -43,39 +43,39 @@ def square_tower(weights_of):
 
 @pytest.fixture(scope="module")
 def filled(square_tower):
-    bank = TextBank(24, 924)
-    bank.build(square_tower, prompt_ensemble("bottle"))
+    bank = TextBank()
+    bank.build(square_tower, "bottle")
     return bank
 
 
 def test_bank_equals_the_reference(name, tower, weights_of):
     states, prompts = reference.text_bank(name, weights_of(name), "bottle")
-    bank = TextBank(states.shape[1], 924)
-    bank.build(tower, prompt_ensemble("bottle"))
-    assert bank.states.shape == (2, states.shape[1])
-    assert bank.prompts.shape == (924, states.shape[1])
-    assert_close(bank.states, states.float(), **WITHIN)
-    assert_close(bank.prompts, prompts.float(), **WITHIN)
+    bank = TextBank()
+    bank.build(tower, "bottle")
+    assert bank.state_embeddings.shape == (2, states.shape[1])
+    assert bank.prompt_embeddings.shape == (924, states.shape[1])
+    assert_close(bank.state_embeddings, states.float(), **WITHIN)
+    assert_close(bank.prompt_embeddings, prompts.float(), **WITHIN)
 
 
 @pytest.mark.parametrize(("class_name", "domain"), [("leather", "auto"), ("metal_nut", "texture")])
 def test_bank_of_other_classes_equals_the_reference(square_tower, weights_of, class_name, domain):
     states, prompts = reference.text_bank("tiny-square", weights_of("tiny-square"), class_name, domain)
-    bank = TextBank(24, 924)
-    bank.build(square_tower, prompt_ensemble(class_name, domain))
-    assert_close(bank.states, states.float(), **WITHIN)
-    assert_close(bank.prompts, prompts.float(), **WITHIN)
+    bank = TextBank()
+    bank.build(square_tower, class_name, domain)
+    assert_close(bank.state_embeddings, states.float(), **WITHIN)
+    assert_close(bank.prompt_embeddings, prompts.float(), **WITHIN)
 
 
 def test_rows_are_unit_vectors_normal_first(filled, square_tower):
     ensemble = prompt_ensemble("bottle")
-    assert_close(filled.states.norm(dim=-1), torch.ones(2))
-    assert_close(filled.prompts.norm(dim=-1), torch.ones(924))
+    assert_close(filled.state_embeddings.norm(dim=-1), torch.ones(2))
+    assert_close(filled.prompt_embeddings.norm(dim=-1), torch.ones(924))
     first = square_tower.encode([ensemble.normal[0], ensemble.abnormal[0]])
-    assert_close(filled.prompts[[0, 462]], first / first.norm(dim=-1, keepdim=True), **WITHIN)
+    assert_close(filled.prompt_embeddings[[0, 462]], first / first.norm(dim=-1, keepdim=True), **WITHIN)
 
 
-def test_state_embedding_averages_before_it_normalises():
+def test_state_embedding_averages_before_it_normalizes():
     embeddings = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
     assert_close(state_embedding(embeddings), torch.tensor([3.0, 1.0]) / 10**0.5)
     assert state_embedding(torch.randn(5, 2, 7, 4)).shape == (5, 2, 4)
@@ -83,8 +83,8 @@ def test_state_embedding_averages_before_it_normalises():
 
 def test_lengths_of_embeddings_weigh_in(square_tower, filled):
     embeddings = square_tower.encode(prompt_ensemble("bottle").normal)
-    assert_close(filled.states[0], state_embedding(embeddings), **WITHIN)
-    assert (filled.states[0] - state_embedding(filled.prompts[:462])).abs().max() > 1e-6
+    assert_close(filled.state_embeddings[0], state_embedding(embeddings), **WITHIN)
+    assert (filled.state_embeddings[0] - state_embedding(filled.prompt_embeddings[:462])).abs().max() > 1e-6
 
 
 @pytest.mark.parametrize("cast", CASTS.values(), ids=CASTS.keys())
@@ -92,37 +92,69 @@ def test_no_cast_changes_a_bit_of_the_bank(filled, cast):
     for module in (deepcopy(filled), torch.nn.Sequential(torch.nn.Linear(2, 2), deepcopy(filled))):
         cast(module)
         bank = module if isinstance(module, TextBank) else module[1]
-        assert bank.states.dtype == bank.prompts.dtype == torch.float32
-        assert torch.equal(bank.states, filled.states)
-        assert torch.equal(bank.prompts, filled.prompts)
+        assert bank.state_embeddings.dtype == bank.prompt_embeddings.dtype == torch.float32
+        assert torch.equal(bank.state_embeddings, filled.state_embeddings)
+        assert torch.equal(bank.prompt_embeddings, filled.prompt_embeddings)
 
 
 def test_bank_follows_to_another_device(filled):
     moved = deepcopy(filled).to("meta")
-    assert moved.states.device.type == moved.prompts.device.type == "meta"
-    assert moved.states.dtype == torch.float32
+    assert moved.state_embeddings.device.type == moved.prompt_embeddings.device.type == "meta"
+    assert moved.state_embeddings.dtype == torch.float32
 
 
 def test_bank_travels_in_a_state_dict(filled):
-    fresh = TextBank(24, 924)
-    assert set(filled.state_dict()) == {"states", "prompts"}
+    fresh = TextBank()
+    assert not fresh.is_built
+    assert set(filled.state_dict()) == {"state_embeddings", "prompt_embeddings", "_extra_state"}
     fresh.load_state_dict(filled.state_dict())
-    assert torch.equal(fresh.states, filled.states)
-    assert torch.equal(fresh.prompts, filled.prompts)
+    assert (fresh.class_name, fresh.domain) == ("bottle", "object")
+    assert fresh.prompts_hash == hash_prompts(prompt_ensemble("bottle"))
+    assert torch.equal(fresh.state_embeddings, filled.state_embeddings)
+    assert torch.equal(fresh.prompt_embeddings, filled.prompt_embeddings)
 
 
 def test_autocast_does_not_reach_the_bank(filled, square_tower):
-    bank = TextBank(24, 924)
+    bank = TextBank()
     with torch.autocast("cpu", torch.bfloat16):
-        bank.build(square_tower, prompt_ensemble("bottle"))
-    assert torch.equal(bank.states, filled.states)
+        bank.build(square_tower, "bottle")
+    assert torch.equal(bank.state_embeddings, filled.state_embeddings)
 
 
 def test_building_takes_no_gradient(filled):
-    assert not filled.states.requires_grad
+    assert not filled.state_embeddings.requires_grad
     assert not list(filled.parameters())
 
 
 def test_a_class_name_that_does_not_fit_is_an_error(square_tower):
     with pytest.raises(ValueError, match=r"^the prompt .* is longer than the 77 tokens .*; use a shorter class_name$"):
-        TextBank(24, 924).build(square_tower, prompt_ensemble("rust " * 76))
+        TextBank().build(square_tower, "rust " * 76)
+
+
+def test_the_hash_covers_every_sentence_and_its_place():
+    ensemble = prompt_ensemble("bottle")
+    swapped = ensemble._replace(normal=[*ensemble.normal[1:], ensemble.normal[0]])
+    moved = ensemble._replace(normal=[*ensemble.normal, ensemble.abnormal[0]], abnormal=ensemble.abnormal[1:])
+    assert len({hash_prompts(each) for each in (ensemble, swapped, moved, prompt_ensemble("nut"))}) == 4
+
+
+def test_a_bank_knows_what_it_is_for(filled):
+    assert filled.is_for("bottle", "auto")
+    assert filled.is_for("bottle", "object")
+    assert not filled.is_for("bottle", "texture")
+    assert not filled.is_for("nut", "object")
+
+
+def test_a_copy_is_a_bank_of_its_own(filled):
+    copied = filled.copy()
+    copied.state_embeddings.zero_()
+    assert copied.is_for("bottle", "object")
+    assert filled.state_embeddings.abs().sum() > 1
+
+
+def test_damaged_embeddings_are_an_error(square_tower, monkeypatch):
+    monkeypatch.setattr(square_tower, "encode", lambda prompts: torch.full((len(prompts), 24), float("nan")))
+    bank = TextBank()
+    with pytest.raises(ValueError, match="^the text bank of 'bottle' holds NaN or infinite values, so the weights or"):
+        bank.build(square_tower, "bottle")
+    assert not bank.is_built

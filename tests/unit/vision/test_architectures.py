@@ -77,5 +77,5 @@ def test_original_path_is_that_of_open_clip(name):
     check_visual(visual, name)
     images = torch.randn(1, 3, *visual.image_size)
     tokens = value_wise_forward(visual, images)
-    torch.testing.assert_close(tokens.image, visual(images), atol=1e-5, rtol=1e-5)
-    assert tokens.local.shape == (1, visual.grid_size[0] * visual.grid_size[1], visual.output_dim)
+    torch.testing.assert_close(tokens.class_token, visual(images), atol=1e-5, rtol=1e-5)
+    assert tokens.patch_tokens.shape == (1, visual.grid_size[0] * visual.grid_size[1], visual.output_dim)

@@ -78,7 +78,7 @@ def test_each_side_needs_only_its_own_weights(name, weights_of, tmp_path):
     assert text.tokenizer(["rust"]).equal(both.tokenizer(["rust"]))
     assert image.fingerprint == both.fingerprint
     for part in (image, text):
-        assert part[3:8] == both[3:8]  # spec, image size, normalization, temperature
+        assert part[3:6] == both[3:6]  # spec, image size, temperature
     with pytest.raises(BackboneError, match="missing visual"):
         load_backbone(name, tmp_path / "text.safetensors")
     with pytest.raises(BackboneError, match=r"missing (text\.)?positional_embedding"):
@@ -135,6 +135,7 @@ def test_spec_is_plain_data_and_needs_no_weights(monkeypatch, square):
     assert (spec.mean, spec.std) == OPENAI
     assert set(spec.config) == {"embed_dim", "vision_cfg", "quick_gelu"}
     assert json.loads(json.dumps(spec.config)) == spec.config
+    assert spec.patch_size == (16, 16)
     assert read_spec("tiny-quickgelu", square).config["quick_gelu"] is True
 
 
@@ -165,8 +166,8 @@ def test_a_file_of_an_architecture_with_several_normalizations_warns_once(monkey
 def test_a_tag_takes_its_own_normalization(monkeypatch, square):
     known_weights(monkeypatch, first={"mean": OWN[0], "std": OWN[1]}, second={})
     monkeypatch.setattr(open_clip, "download_pretrained", lambda _: square)
-    assert load_backbone("tiny-square", "first", text=False)[5:7] == OWN
-    assert load_backbone("tiny-square", "second", text=False)[5:7] == OPENAI
+    assert load_backbone("tiny-square", "first", text=False).spec[2:] == OWN
+    assert load_backbone("tiny-square", "second", text=False).spec[2:] == OPENAI
 
 
 # The fingerprint.

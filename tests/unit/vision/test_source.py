@@ -84,18 +84,12 @@ def write_repository(cache, name, architecture, weights=None, **preprocessing):
 # Requests that are valid.
 
 
-def test_valid_requests_are_silent(tmp_path, square):
-    for request in (
-        ("ViT-B-16-plus-240", DEFAULT),
-        ("tiny-square", square),
-        ("tiny-square", Path(square)),
-        ("anovl-demo", DEFAULT),
-        ("anovl-demo", None),
-        (HUB, DEFAULT),
-        (HUB, None),
-        (write_export(tmp_path, "tiny-square", square), DEFAULT),
-    ):
-        assert check_source(*request) is None
+def test_valid_requests_come_back_as_strings(tmp_path, square):
+    folder = write_export(tmp_path, "tiny-square", square)
+    assert check_source("ViT-B-16-plus-240", DEFAULT) == ("ViT-B-16-plus-240", DEFAULT)
+    assert check_source("tiny-square", square) == check_source("tiny-square", Path(square)) == ("tiny-square", square)
+    for backbone in ("anovl-demo", HUB, folder):
+        assert check_source(backbone, DEFAULT) == check_source(backbone, None) == (backbone, DEFAULT)
 
 
 def test_supported_architectures():

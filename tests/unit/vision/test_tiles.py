@@ -1,6 +1,7 @@
 """Large images in tiles, against a slow reference, and what must not depend on how they are cut."""
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,11 @@ from torch.testing import assert_close
 
 from anovl_plugin import AnoVL, AnoVLModel, torch_model
 from anovl_plugin.scoring.adaptation import Adaptation
+from anovl_plugin.scoring.image_score import GlobalScore
+from anovl_plugin.scoring.scores import abnormality_margin, margin_map, to_probability
+from anovl_plugin.vision.chunks import in_chunks
 from anovl_plugin.vision.tiles import OVERLAP, make_tiler, short_side
+from anovl_plugin.vision.value_attention import value_wise_forward
 from tests.helpers import reference, trees
 from tests.helpers.runs import run_predict, run_test
 
@@ -22,7 +27,7 @@ WITHIN = {"atol": 1e-5, "rtol": 0}
 @pytest.fixture(scope="module")
 def make(weights_of):
     def make_model(**options: object) -> AnoVLModel:
-        return AnoVLModel("tiny-square", weights_of("tiny-square"), "bottle", **options)
+        return AnoVLModel("tiny-square", pretrained=weights_of("tiny-square"), class_name="bottle", **options)
 
     return make_model
 
@@ -51,12 +56,12 @@ def averaged(weights: str, images: Tensor, counts: tuple[int, int]) -> tuple[Ten
 
 # Sides where an even spacing ends at the border, so that no pixel row has to be repeated.
 @pytest.mark.parametrize(
-    ("tiling", "size", "counts"),
+    ("tiles_per_side", "size", "counts"),
     [(1, (32, 44), (1, 2)), (1, (50, 32), (2, 1)), (1, (32, 32), (1, 1)), (2, (56, 72), (2, 3)), (1, (32, 80), (1, 3))],
 )
-def test_maps_and_scores_equal_the_reference(tiling, size, counts, make, weights_of):
+def test_maps_and_scores_equal_the_reference(tiles_per_side, size, counts, make, weights_of):
     images, source = pictures(2, *size), ("tiny-square", weights_of("tiny-square"))
-    result = make(tiling=tiling)(images)
+    result = make(tiles_per_side=tiles_per_side)(images)
     scores, maps = averaged(source[1], images, counts)
     assert_close(result.pred_score, reference.shown(scores, *source).float(), **WITHIN)
     assert_close(result.anomaly_map, reference.shown(maps, *source).float(), **WITHIN)
@@ -81,20 +86,20 @@ def test_tiles_cover_everything_and_overlap(height, width):
 
 
 @given(st.integers(1, 9), st.sampled_from([32, 96, 224, 240]))
-def test_the_short_side_holds_as_many_tiles_as_asked(tiling, tile):
-    side = short_side(tile, tiling)
+def test_the_short_side_holds_as_many_tiles_as_asked(tiles_per_side, tile):
+    side = short_side(tile, tiles_per_side)
     tiler = make_tiler((side, side), tile)
-    assert tiler.tile(torch.empty(1, 1, side, side)).shape[0] == tiling**2
+    assert tiler.tile(torch.empty(1, 1, side, side)).shape[0] == tiles_per_side**2
 
 
 def test_an_image_of_one_tile_is_scored_as_without_tiles(make):
     images = pictures(2, TILE, TILE)
-    for one, other in zip(make(tiling=1)(images)[:2], make()(images)[:2], strict=True):
+    for one, other in zip(make(tiles_per_side=1)(images)[:2], make()(images)[:2], strict=True):
         assert_close(one, other, rtol=0, atol=0)
 
 
-def test_images_do_not_see_each_other(make):
-    model, images = make(tiling=1, image_score="both"), pictures(3, 32, 70)
+def test_images_do_not_affect_each_other(make):
+    model, images = make(tiles_per_side=1, image_score="both"), pictures(3, 32, 70)
     together, alone = model(images), [model(image[None]) for image in images]
     assert_close(together.pred_score, torch.cat([result.pred_score for result in alone]), **WITHIN)
     assert_close(together.anomaly_map, torch.cat([result.anomaly_map for result in alone]), **WITHIN)
@@ -102,12 +107,12 @@ def test_images_do_not_see_each_other(make):
 
 @pytest.mark.parametrize("count", [1, 5])
 def test_few_tiles_go_through_the_tower_at_once(count, make, monkeypatch):
-    sizes, model, images = [], make(tiling=1), pictures(2, 32, 120)
+    sizes, model, images = [], make(tiles_per_side=1), pictures(2, 32, 120)
     expected = model(images)
-    look = torch_model.value_wise_forward
-    monkeypatch.setattr(torch_model, "BATCH_SIZE", count)
+    forward = torch_model.value_wise_forward
+    monkeypatch.setattr(torch_model, "in_chunks", partial(in_chunks, size=count))
     monkeypatch.setattr(
-        torch_model, "value_wise_forward", lambda visual, part: (sizes.append(len(part)), look(visual, part))[1]
+        torch_model, "value_wise_forward", lambda visual, part: (sizes.append(len(part)), forward(visual, part))[1]
     )
     result = model(images)
     assert max(sizes) == count
@@ -117,18 +122,17 @@ def test_few_tiles_go_through_the_tower_at_once(count, make, monkeypatch):
 
 def test_views_of_each_tile_are_averaged(make):
     views, images = ["image", "flip", "rotate 90"], pictures(2, 32, 44)
-    result = make(tiling=1, image_views=views)(images)
-    whole = make(image_views=views)
-    margins = [
-        whole._image_margins(tile, whole._look(tile).image, tile[:, :1], 1)
-        for tile in (images[..., :32], images[..., 12:])
-    ]
-    expected = torch_model.spread(torch.stack(margins).mean(0), whole.score_unit)
-    assert_close(result.pred_score, expected, **WITHIN)
+    result = make(tiles_per_side=1, image_score=GlobalScore(views))(images)
+    whole = make(image_score=GlobalScore(views))
+    shown = torch.stack([whole(tile).pred_score for tile in (images[..., :32], images[..., 12:])])
+    # The inverse of softsign gives the margins that are averaged.
+    odds = 2 * shown - 1
+    margins = whole.temperature * odds / (1 - odds.abs())
+    assert_close(result.pred_score, to_probability(margins.mean(0), whole.temperature), **WITHIN)
 
 
 def test_the_map_score_is_that_of_the_whole_map(make):
-    result = make(tiling=1, image_score="map")(pictures(2, 32, 70))
+    result = make(tiles_per_side=1, image_score="map")(pictures(2, 32, 70))
     assert_close(result.pred_score, result.anomaly_map.flatten(1).max(1).values)
 
 
@@ -148,37 +152,44 @@ class Shift(Adaptation):
 
 def test_adaptation_sees_all_tiles_of_an_image_together(make):
     adaptation, images = Shift(), pictures(2, 32, 44)
-    model = make(tiling=1, adaptation=adaptation)
+    model = make(tiles_per_side=1, adaptation=adaptation)
     result = model(images)
     assert adaptation.seen == [(1, 2 * 16, model.visual.output_dim)] * 2
-    local = [model._look(tile).local for tile in (images[..., :32], images[..., 12:])]
-    mean = torch.cat(local, dim=1).mean(1, keepdim=True)
-    margins = [torch_model.abnormality_margin(part - mean, model.text_bank.states) for part in local]
-    left = torch_model.margin_map(margins[0], model.visual.grid_size, model.image_size)
-    assert_close(result.anomaly_map[..., :12], torch_model.spread(left, model.score_unit)[..., :12], **WITHIN)
+    tokens = [value_wise_forward(model.visual, tile).patch_tokens for tile in (images[..., :32], images[..., 12:])]
+    mean = torch.cat(tokens, dim=1).mean(1, keepdim=True)
+    margins = abnormality_margin(tokens[0] - mean, model.text_bank.state_embeddings)
+    left = margin_map(margins, model.visual.grid_size, model.image_size)
+    assert_close(result.anomaly_map[..., :12], to_probability(left, model.temperature)[..., :12], **WITHIN)
 
 
 def test_errors(make, weights_of):
     with pytest.raises(ValueError, match=r"images are \(20, 50\) pixels, but tiles are 32 × 32; resize the short side"):
-        make(tiling=1)(pictures(1, 20, 50))
-    for tiling in (0, -1, 1.5, True, "strip"):
-        with pytest.raises(ValueError, match=f"tiling is {tiling!r}, but must be a number of tiles"):
-            make(tiling=tiling)
+        make(tiles_per_side=1)(pictures(1, 20, 50))
+    for tiles_per_side in (0, -1, 10**6):
+        with pytest.raises(ValueError, match=f"^tiles_per_side is {tiles_per_side!r}, but must be a number of tiles"):
+            make(tiles_per_side=tiles_per_side)
+    for tiles_per_side in (1.5, True, "strip", "2", [2]):
+        with pytest.raises(TypeError, match="^tiles_per_side is .*, but must be a number of tiles"):
+            make(tiles_per_side=tiles_per_side)
     with pytest.raises(ValueError, match=r"image_size is \(32, 48\), but tiles are square"):
-        make(tiling=1, image_size=(32, 48))
-    model = AnoVL("tiny-square", weights_of("tiny-square"), class_name="bottle", tiling=1)
+        make(tiles_per_side=1, image_size=(32, 48))
+    model = AnoVL("tiny-square", pretrained=weights_of("tiny-square"), class_name="bottle", tiles_per_side=1)
     for export in (model.to_onnx, model.to_openvino):
-        with pytest.raises(ValueError, match=r"how many tiles there are, and input_size is not given"):
+        with pytest.raises(
+            ValueError, match=r"the number of tiles depends on the image size, .* input_size is not set"
+        ):
             export("nowhere")
 
 
 def test_on_the_engine(weights_of, tmp_path):
     images = trees.write_bare(tmp_path / "bare")
-    model = AnoVL("tiny-square", weights_of("tiny-square"), class_name="bolt", tiling=2, visualizer=False)
+    model = AnoVL(
+        "tiny-square", pretrained=weights_of("tiny-square"), class_name="bolt", tiles_per_side=2, visualizer=False
+    )
     found = run_predict(model, tmp_path / "predict", data_path=images)
     assert min(found.map.shape[-2:]) == short_side(TILE, 2)
     data = trees.MVTecAD(trees.write_mvtec(tmp_path / "data"), "bottle", eval_batch_size=2, num_workers=0)
     metrics = run_test(model, tmp_path / "test", data)
     assert {"image_AUROC", "pixel_AUROC"} <= set(metrics)
     (checkpoint,) = (tmp_path / "test").rglob("*.ckpt")
-    assert AnoVL.load_from_checkpoint(checkpoint).model.tiling == 2
+    assert AnoVL.load_from_checkpoint(checkpoint).model.tiles_per_side == 2

@@ -13,8 +13,8 @@ from anovl_plugin.vision.backbone import check_visual
 from anovl_plugin.vision.value_attention import (
     VisionTokens,
     attention_residuals,
+    class_token_forward,
     embed_patches,
-    image_forward,
     value_wise_forward,
 )
 from tests.conftest import TINY
@@ -63,29 +63,29 @@ def test_both_paths_equal_the_reference(clip):
     images = images_for(clip.visual, 3)
     tokens = value_wise_forward(clip.visual, images)
     image, local = reference.vision_tokens(clip.visual, images)
-    assert tokens.local.dtype == tokens.image.dtype == torch.float32
-    assert_close(tokens.image, image.float(), **WITHIN)
-    assert_close(tokens.local, local.float(), **WITHIN)
+    assert tokens.patch_tokens.dtype == tokens.class_token.dtype == torch.float32
+    assert_close(tokens.class_token, image.float(), **WITHIN)
+    assert_close(tokens.patch_tokens, local.float(), **WITHIN)
 
 
 def test_the_ordinary_path_is_that_of_open_clip(clip):
     images = images_for(clip.visual, 4)
     tokens = value_wise_forward(clip.visual, images)
-    assert_close(tokens.image, clip.visual(images), **WITHIN)
-    assert_close(tokens.image, clip.encode_image(images), **WITHIN)
+    assert_close(tokens.class_token, clip.visual(images), **WITHIN)
+    assert_close(tokens.class_token, clip.encode_image(images), **WITHIN)
 
 
 def test_the_ordinary_path_alone_is_that_of_open_clip(clip):
     images = images_for(clip.visual, 4)
-    assert_close(image_forward(clip.visual, images), clip.visual(images), **WITHIN)
+    assert_close(class_token_forward(clip.visual, images), clip.visual(images), **WITHIN)
 
 
 def test_shapes_say_batch_patches_and_joint_width(clip):
     visual = clip.visual
     tokens = value_wise_forward(visual, images_for(visual, 2))
     assert isinstance(tokens, VisionTokens)
-    assert tokens.image.shape == (2, visual.output_dim)
-    assert tokens.local.shape == (2, visual.grid_size[0] * visual.grid_size[1], visual.output_dim)
+    assert tokens.class_token.shape == (2, visual.output_dim)
+    assert tokens.patch_tokens.shape == (2, visual.grid_size[0] * visual.grid_size[1], visual.output_dim)
 
 
 def test_patches_come_row_by_row(clip):
@@ -106,10 +106,10 @@ def test_real_architecture_equals_the_reference():
     images = images_for(visual, 1)
     tokens = value_wise_forward(visual, images)
     image, local = reference.vision_tokens(visual, images)
-    assert tokens.local.shape == (1, 225, 640)
-    assert_close(tokens.image, image.float(), **WITHIN)
-    assert_close(tokens.local, local.float(), **WITHIN)
-    assert_close(tokens.image, visual(images), **WITHIN)
+    assert tokens.patch_tokens.shape == (1, 225, 640)
+    assert_close(tokens.class_token, image.float(), **WITHIN)
+    assert_close(tokens.patch_tokens, local.float(), **WITHIN)
+    assert_close(tokens.class_token, visual(images), **WITHIN)
 
 
 @pytest.mark.parametrize("key", ["mlp.c_fc.weight", "mlp.c_proj.weight", "mlp.c_proj.bias", "ln_2.weight", "ln_2.bias"])
@@ -117,8 +117,8 @@ def test_last_mlp_changes_the_image_but_no_local_token(visual, key):
     images = images_for(visual, 2)
     before = value_wise_forward(visual, images)
     after = value_wise_forward(changed(visual, f"transformer.resblocks.2.{key}"), images)
-    assert torch.equal(before.local, after.local)
-    assert (before.image - after.image).abs().max() > 1e-3
+    assert torch.equal(before.patch_tokens, after.patch_tokens)
+    assert (before.class_token - after.class_token).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("key", ["attn.in_proj_weight", "attn.in_proj_bias"])
@@ -126,8 +126,8 @@ def test_last_queries_and_keys_change_no_local_token(visual, key):
     images, width = images_for(visual, 2), visual.conv1.out_channels
     before = value_wise_forward(visual, images)
     after = value_wise_forward(changed(visual, f"transformer.resblocks.2.{key}", slice(2 * width)), images)
-    assert_close(before.local, after.local, atol=1e-6, rtol=0)
-    assert (before.image - after.image).abs().max() > 1e-4
+    assert_close(before.patch_tokens, after.patch_tokens, atol=1e-6, rtol=0)
+    assert (before.class_token - after.class_token).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("key", ["attn.in_proj_weight", "attn.out_proj.weight", "attn.out_proj.bias", "ln_1.weight"])
@@ -136,7 +136,7 @@ def test_values_and_projection_change_local_tokens(visual, key):
     part = slice(2 * width, None) if "in_proj" in key else slice(None)
     before = value_wise_forward(visual, images)
     after = value_wise_forward(changed(visual, f"transformer.resblocks.2.{key}", part), images)
-    assert (before.local - after.local).abs().max() > 1e-3
+    assert (before.patch_tokens - after.patch_tokens).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("key", ["mlp.c_fc.weight", "attn.in_proj_weight"])
@@ -145,14 +145,14 @@ def test_values_come_from_the_ordinary_path(visual, key):
     part = slice(2 * width) if "in_proj" in key else slice(None)  # queries and keys
     before = value_wise_forward(visual, images)
     after = value_wise_forward(changed(visual, f"transformer.resblocks.0.{key}", part), images)
-    assert (before.local - after.local).abs().max() > 1e-4
+    assert (before.patch_tokens - after.patch_tokens).abs().max() > 1e-4
 
 
 def test_class_token_takes_part_in_the_local_path(visual):
     tower, images = shortened(visual), images_for(visual, 2)
     before = value_wise_forward(tower, images)
     after = value_wise_forward(changed(tower, "class_embedding"), images)
-    assert (before.local - after.local).abs().max() > 1e-4
+    assert (before.patch_tokens - after.patch_tokens).abs().max() > 1e-4
 
 
 def test_every_block_takes_part(visual):
@@ -167,8 +167,8 @@ def test_local_path_starts_from_the_embedded_patches(visual):
     tower, images = shortened(visual, layers=0), images_for(visual, 2)
     start = tower.ln_post(embed_patches(tower, images)) @ tower.proj
     tokens = value_wise_forward(tower, images)
-    assert_close(tokens.local, start[:, 1:], **WITHIN)
-    assert_close(tokens.image, start[:, 0], **WITHIN)
+    assert_close(tokens.patch_tokens, start[:, 1:], **WITHIN)
+    assert_close(tokens.class_token, start[:, 0], **WITHIN)
 
 
 def test_both_residuals_agree_where_queries_and_keys_are_the_values(visual):

@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from anovl_plugin.vision.views import PAPER, SINGLE, read_view, read_views, same, sum_over_views
+from anovl_plugin.scoring.image_score import sum_over_views
+from anovl_plugin.vision.views import PAPER, SINGLE, identity, parse_view, parse_views
 from tests.helpers import reference_views
 
 # A sampled place is off by some 1e-6 of a pixel in float32, and neighbouring pixels of noise differ by up to 6.
 WITHIN = {"atol": 5e-5, "rtol": 0}
-OWN = ["flip", "rotate 22.5", "image", "translate -0.3 0.1", "grey"]
-WORDS = "none of: image, rotate DEGREES, translate X Y, flip, grey$"
+OWN = ["flip", "rotate 22.5", "image", "translate -0.3 0.1", "gray"]
+WORDS = "not one of: image, rotate DEGREES, translate X Y, flip, gray$"
 
 
 def noise(*shape, seed=0):
@@ -23,7 +24,7 @@ def noise(*shape, seed=0):
 
 
 def view_of(text, image):
-    return read_view(text)(image[None])[0].double()
+    return parse_view(text)(image[None])[0].double()
 
 
 def dot_at(row, column, side=11):
@@ -77,7 +78,7 @@ def test_the_reference_samples_as_torch_does(angle):
 @pytest.mark.parametrize("side", [16, 21])
 def test_the_papers_views_are_those_of_the_reference(side):
     image = noise(3, side, side)
-    views = torch.stack([view(image[None])[0] for view in read_views("paper")]).double()
+    views = torch.stack([view(image[None])[0] for view in parse_views("paper")]).double()
     expected = reference_views.views(image)
     assert views.shape == expected.shape == (22, 3, side, side)
     alike = torch.cdist(views.flatten(1), expected.flatten(1), p=math.inf) < WITHIN["atol"]
@@ -86,19 +87,19 @@ def test_the_papers_views_are_those_of_the_reference(side):
 
 
 def test_the_papers_views_are_22_different_ones():
-    assert len(read_views("paper")) == len(PAPER) == 22
+    assert len(parse_views("paper")) == len(PAPER) == 22
     found = {(word, *map(float, numbers)) for word, *numbers in map(str.split, PAPER)}
     angles = [sign * degrees for degrees in (11.25, 22.5, 33.75, 45) for sign in (1, -1)]
     expected = {("rotate", degrees) for degrees in [*angles, 90, 180, 270]}
     expected |= {("translate", x * step, y * step) for step in (0.1, 0.2) for x in (1, -1) for y in (1, -1)}
-    assert found == expected | {("image",), ("flip",), ("grey",)}
+    assert found == expected | {("image",), ("flip",), ("gray",)}
 
 
 def test_a_single_view_is_the_image_itself():
     assert SINGLE == ("image",)
-    assert read_views("single") == read_views(["image"]) == (same,)
+    assert parse_views("single") == parse_views(["image"]) == (identity,)
     image = noise(1, 3, 8, 8)
-    assert same(image) is image
+    assert identity(image) is image
 
 
 @pytest.mark.parametrize("degrees", [0, 11.25, -11.25, 22.5, -22.5, 33.75, -33.75, 45, -45, 100, -170])
@@ -110,19 +111,19 @@ def test_rotate_turns_anti_clockwise(degrees):
 
 @pytest.mark.parametrize(("degrees", "place"), [(0, (5, 9)), (90, (1, 5)), (180, (5, 1)), (270, (9, 5)), (-90, (9, 5))])
 def test_a_dot_on_the_right_goes_up_and_round(degrees, place):
-    assert brightest(read_view(f"rotate {degrees}")(dot_at(5, 9))) == place
+    assert brightest(parse_view(f"rotate {degrees}")(dot_at(5, 9))) == place
 
 
 @pytest.mark.parametrize(("degrees", "place"), [(45, (2, 8)), (-45, (8, 8))])
 def test_a_dot_goes_to_the_side_that_the_sign_says(degrees, place):
-    assert brightest(read_view(f"rotate {degrees}")(dot_at(5, 9))) == place
+    assert brightest(parse_view(f"rotate {degrees}")(dot_at(5, 9))) == place
 
 
 @pytest.mark.parametrize("side", [2, 15, 32])
 @pytest.mark.parametrize("turns", [1, 2, 3, -1, 4])
 def test_right_angles_are_those_of_torch(turns, side):
     images = noise(2, 3, side, side)
-    assert_close(read_view(f"rotate {90 * turns}")(images), torch.rot90(images, turns, (2, 3)), **WITHIN)
+    assert_close(parse_view(f"rotate {90 * turns}")(images), torch.rot90(images, turns, (2, 3)), **WITHIN)
 
 
 @pytest.mark.parametrize("x", [0.2, -0.2, 0.1, 0.0])
@@ -134,13 +135,13 @@ def test_translate_moves_by_fractions_of_half_the_size(x, y):
 
 @pytest.mark.parametrize(("x", "y", "place"), [(0.4, 0, (5, 7)), (0, 0.4, (7, 5)), (-0.2, 0.6, (8, 4))])
 def test_translate_moves_to_the_right_and_down(x, y, place):
-    moved = read_view(f"translate {x} {y}")(dot_at(5, 5))
+    moved = parse_view(f"translate {x} {y}")(dot_at(5, 5))
     assert_close(moved, dot_at(*place), **WITHIN)
 
 
 def test_what_comes_in_over_the_border_is_mirrored_without_repeating_it():
     image = torch.arange(5.0).expand(1, 1, 5, 5)
-    moved = read_view("translate 1 0")(image)
+    moved = parse_view("translate 1 0")(image)
     assert_close(moved[0, 0], torch.tensor([2.0, 1, 0, 1, 2]).expand(5, 5), **WITHIN)
 
 
@@ -152,43 +153,43 @@ def test_flip_is_left_to_right():
 
 def test_grey_weighs_red_green_and_blue():
     image = noise(3, 9, 9)
-    assert_close(view_of("grey", image), reference_views.grey(image), atol=1e-6, rtol=0)
+    assert_close(view_of("gray", image), reference_views.grey(image), atol=1e-6, rtol=0)
     colours = torch.eye(3)[:, :, None, None]
     weights = torch.tensor([0.299, 0.587, 0.114])
-    assert_close(read_view("grey")(colours), weights[:, None, None, None].expand(3, 3, 1, 1))
+    assert_close(parse_view("gray")(colours), weights[:, None, None, None].expand(3, 3, 1, 1))
 
 
 @pytest.mark.parametrize("size", [(12, 20), (20, 12), (1, 9)])
 def test_images_that_are_not_square_keep_their_size(size):
     images = noise(2, 3, *size)
-    for view in read_views("paper"):
+    for view in parse_views("paper"):
         assert view(images).shape == images.shape
-    assert_close(read_view("rotate 180")(images), images.flip(-2, -1), **WITHIN)
+    assert_close(parse_view("rotate 180")(images), images.flip(-2, -1), **WITHIN)
 
 
 def test_half_of_width_and_height_are_counted_apart():
     image = torch.zeros(1, 1, 11, 21)
     image[..., 5, 10] = 1
-    moved = read_view("translate 0.2 0.4")(image)
+    moved = parse_view("translate 0.2 0.4")(image)
     assert moved[0, 0, 7, 12] == pytest.approx(1, abs=1e-5)
 
 
 def test_what_is_not_square_is_turned_and_not_sheared():
     image = torch.zeros(1, 1, 11, 21)
     image[..., 5, 14] = 1
-    assert_close(read_view("rotate 90")(image)[0, 0, 1, 10], torch.tensor(1.0), **WITHIN)
+    assert_close(parse_view("rotate 90")(image)[0, 0, 1, 10], torch.tensor(1.0), **WITHIN)
 
 
 def test_own_lists_keep_their_order_and_repetitions():
-    views, image = read_views([*OWN, "flip"]), noise(1, 3, 8, 8)
+    views, image = parse_views([*OWN, "flip"]), noise(1, 3, 8, 8)
     assert len(views) == 6
     for view, text in zip(views, [*OWN, "flip"], strict=True):
-        assert torch.equal(view(image), read_view(text)(image))
-    assert [view is same for view in views] == [False, False, True, False, False, False]
+        assert torch.equal(view(image), parse_view(text)(image))
+    assert [view is identity for view in views] == [False, False, True, False, False, False]
 
 
 def test_a_tuple_of_views_will_do():
-    assert read_views(("image", "image")) == (same, same)
+    assert parse_views(("image", "image")) == (identity, identity)
 
 
 @pytest.mark.parametrize("text", ["rotate 45", " rotate   45.0 ", "rotate +4.5e1"])
@@ -201,7 +202,7 @@ def test_numbers_may_be_written_in_any_way(text):
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 7, 8, 100])
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_a_sum_over_views_is_that_of_a_loop(number, batch_size, count):
-    images, views, spy = noise(number, 3, 8, 8), read_views(OWN[:count]), Spy()
+    images, views, spy = noise(number, 3, 8, 8), parse_views(OWN[:count]), Spy()
     total = sum_over_views(spy, images, views, batch_size)
     assert total.shape == (number,)
     assert total.dtype == torch.float32
@@ -213,7 +214,7 @@ def test_a_sum_over_views_is_that_of_a_loop(number, batch_size, count):
 @settings(max_examples=25, deadline=None)
 @given(number=st.integers(1, 40), count=st.integers(0, 22), batch_size=st.integers(1, 70))
 def test_no_more_images_than_the_batch_size_are_scored_at_once(number, count, batch_size):
-    images, views, spy = noise(number, 3, 2, 2), (same,) * count, Spy()
+    images, views, spy = noise(number, 3, 2, 2), (identity,) * count, Spy()
     total = sum_over_views(spy, images, views, batch_size)
     assert_close(total, count * score_of(images), atol=1e-5, rtol=0)
     assert all(0 < length <= batch_size for length in spy.lengths)
@@ -226,13 +227,13 @@ def test_no_more_images_than_the_batch_size_are_scored_at_once(number, count, ba
 )
 def test_few_images_are_stacked_and_many_are_split(number, count, lengths):
     spy = Spy()
-    sum_over_views(spy, noise(number, 3, 2, 2), (same,) * count)
+    sum_over_views(spy, noise(number, 3, 2, 2), (identity,) * count)
     assert spy.lengths == lengths
 
 
 def test_the_mean_over_the_papers_views_is_that_of_the_reference():
     images = noise(2, 3, 12, 12)
-    total = sum_over_views(score_of, images, read_views("paper"))
+    total = sum_over_views(score_of, images, parse_views("paper"))
     expected = [reference_views.mean_over_views(lambda view: float(score_of(view[None])), image) for image in images]
     assert_close(total.double() / 22, torch.tensor(expected, dtype=torch.float64), atol=1e-5, rtol=0)
 
@@ -240,7 +241,7 @@ def test_the_mean_over_the_papers_views_is_that_of_the_reference():
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_views_come_back_in_their_precision_and_are_made_in_float32(dtype, autocast):
-    images, views, spy = noise(2, 3, 12, 12).to(dtype), read_views(OWN), Spy()
+    images, views, spy = noise(2, 3, 12, 12).to(dtype), parse_views(OWN), Spy()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         total = sum_over_views(spy, images, views)
     expected = torch.cat([view(images.float()).to(dtype) for view in views])
@@ -253,7 +254,7 @@ def test_views_come_back_in_their_precision_and_are_made_in_float32(dtype, autoc
 def test_views_leave_the_images_as_they_are(text):
     images = noise(2, 3, 8, 8)
     before = images.clone()
-    sum_over_views(score_of, images, [read_view(text)])
+    sum_over_views(score_of, images, [parse_view(text)])
     assert torch.equal(images, before)
 
 
@@ -267,7 +268,7 @@ def test_views_leave_the_images_as_they_are(text):
 def test_a_view_does_not_depend_on_neighbours_or_place(text, seed, number, order):
     images, places = noise(number, 3, 10, 10, seed=seed), list(range(number))
     order.shuffle(places)
-    view = read_view(text)
+    view = parse_view(text)
     together = view(images[places])
     assert torch.equal(together, view(images[places].clone()))
     for position, place in enumerate(places):
@@ -282,7 +283,7 @@ def test_a_view_does_not_depend_on_neighbours_or_place(text, seed, number, order
     order=st.randoms(use_true_random=False),
 )
 def test_a_sum_does_not_depend_on_neighbours_or_the_order_of_images_and_views(seed, number, batch_size, order):
-    images, places, views = noise(number, 3, 10, 10, seed=seed), list(range(number)), list(read_views("paper"))
+    images, places, views = noise(number, 3, 10, 10, seed=seed), list(range(number)), list(parse_views("paper"))
     expected = torch.cat([sum_over_views(score_of, image[None], views) for image in images])
     order.shuffle(places)
     order.shuffle(views)
@@ -313,29 +314,29 @@ NO_VIEWS = {
 
 
 @pytest.mark.parametrize("case", NO_VIEWS)
-def test_what_is_no_view_is_refused(case):
+def test_what_is_not_a_view_is_an_error(case):
     text = NO_VIEWS[case]
-    for read in (read_view, lambda text: read_views(["image", text])):
+    for read in (parse_view, lambda text: parse_views(["image", text])):
         with pytest.raises(ValueError, match=rf"^the view '{text}' is {WORDS}"):
             read(text)
 
 
 @pytest.mark.parametrize("entry", [None, 45, 0.5, ["rotate", 45], {"rotate": 45}, b"flip", True])
-def test_an_entry_that_is_no_string_is_refused(entry):
-    with pytest.raises(ValueError, match=WORDS) as caught:
-        read_views(["flip", entry])
+def test_an_entry_that_is_not_a_string_is_an_error(entry):
+    with pytest.raises(TypeError, match=WORDS) as caught:
+        parse_views(["flip", entry])
     assert str(caught.value).startswith(f"the view {entry!r} is ")
 
 
 @pytest.mark.parametrize("views", [[], ()])
-def test_an_empty_list_is_refused(views):
-    message = r"^image_views is an empty list; leave it out, or name at least one view, such as \[image\]$"
+def test_an_empty_list_is_an_error(views):
+    message = r"^views is an empty list; leave it out, or name at least one view, such as \[image\]$"
     with pytest.raises(ValueError, match=message):
-        read_views(views)
+        parse_views(views)
 
 
 @pytest.mark.parametrize("views", ["papers", "Paper", "", "flip", "rotate 45"])
-def test_an_unknown_set_of_views_is_refused(views):
-    message = rf"^image_views is '{views}', but must be single, paper or a list such as \[image, flip, rotate 22\.5\]$"
+def test_an_unknown_set_of_views_is_an_error(views):
+    message = rf"^views is '{views}', but must be single, paper or a list such as \[image, flip, rotate 22\.5\]$"
     with pytest.raises(ValueError, match=message):
-        read_views(views)
+        parse_views(views)

@@ -96,6 +96,12 @@ def test_constants_beside_the_weights_are_ignored(tmp_path, weights):
     load_backbone("tiny-square", path)
 
 
+def test_a_bias_that_the_architecture_lacks_is_ignored(tmp_path, weights):
+    """Sigmoid losses train one; margins between states do not depend on it."""
+    path = saved(tmp_path, weights, logit_bias=torch.tensor(-10.0))
+    assert "logit_bias" not in load_backbone("tiny-square", path).clip.state_dict()
+
+
 def test_custom_text_model_reads_the_layout_of_others(tmp_path, weights, weights_of):
     loaded = load_backbone("tiny-customtext", saved(tmp_path, weights))
     assert_close(loaded.clip.state_dict()["text.token_embedding.weight"], weights["token_embedding.weight"])
