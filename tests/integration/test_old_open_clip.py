@@ -37,7 +37,7 @@ for name in names:
     images = torch.randn(2, 3, *loaded.image_size, generator=torch.Generator().manual_seed(0))
     tokens = value_wise_forward(loaded.visual, images)
     tower, sentences = TextTower(loaded.clip, loaded.tokenizer), ["a photo", "rust on a metal_nut"]
-    model = AnoVLModel(name, weights, class_name="bottle")
+    model = AnoVLModel(name, pretrained=weights, class_name="bottle")
     results[name] = {
         "images": images, "image": tokens.class_token, "local": tokens.patch_tokens, "open_clip": loaded.visual(images),
         "truncated": tower.encode(sentences), "full": tower.encode(sentences, truncate_context=False),
