@@ -16,11 +16,11 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
-from anovl_plugin.components.bit_depth import warn_of_deep_images
-from anovl_plugin.components.distributed import EachImageOnce
+from anovl_plugin.components.bit_depth import with_full_bit_depth
+from anovl_plugin.components.distributed import UnpaddedEvaluationSampler
 from anovl_plugin.components.export import check_graph, check_openvino, quiet_exporter
 from anovl_plugin.components.post_processor import ZeroShotPostProcessor
-from anovl_plugin.components.pre_processor import ExactPreProcessor
+from anovl_plugin.components.pre_processor import AntialiasedPreProcessor
 from anovl_plugin.registration import register
 from anovl_plugin.scoring.adaptation import Adaptation, adaptation_config, read_adaptation
 from anovl_plugin.text.prompts import Domain
@@ -127,8 +127,8 @@ class AnoVL(AnomalibModule):
         return {}
 
     def configure_callbacks(self) -> list[Callback]:
-        """Add to anomalib's callbacks the one that shares images out among processes."""
-        return [*super().configure_callbacks(), EachImageOnce()]
+        """Return anomalib's callbacks, those that read deep images, and the one that divides images among processes."""
+        return [*with_full_bit_depth(super().configure_callbacks()), UnpaddedEvaluationSampler()]
 
     def configure_pre_processor(self, image_size: tuple[int, int] | None = None) -> PreProcessor:
         """Resize to the model's size, or the short side to that of its tiles, bilinear, and normalise as the CLIP does.
@@ -140,7 +140,9 @@ class AnoVL(AnomalibModule):
         if image_size is None and self.model.tiling is not None:
             size = [short_side(size[0], self.model.tiling)]
         normalize = Normalize(mean=list(self.model.mean), std=list(self.model.std))
-        return ExactPreProcessor(Compose([Resize(size, antialias=True), normalize]))
+        pre_processor = AntialiasedPreProcessor()
+        pre_processor.set_transform(Compose([Resize(size, antialias=True), normalize]))
+        return pre_processor
 
     def configure_post_processor(self) -> PostProcessor:
         """Start from thresholds of 0.5 and let validation data adapt them."""
@@ -164,14 +166,6 @@ class AnoVL(AnomalibModule):
     def on_predict_start(self) -> None:
         """Build the text bank, now that the model is on its device."""
         self.prepare_text_bank()
-
-    def on_validation_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Warn of images that could not be read right."""
-        del batch_idx, dataloader_idx
-        warn_of_deep_images(batch.image, batch.image_path)
-
-    on_test_batch_start = on_validation_batch_start
-    on_predict_batch_start = on_validation_batch_start
 
     def validation_step(self, batch: Batch, *args: object, **kwargs: object) -> STEP_OUTPUT:
         """Score a batch; the post-processor takes thresholds and normalisation from it."""
