@@ -77,11 +77,9 @@ class FullBitDepth(LoaderCallback):
         once = _WARNINGS.setdefault(trainer, OneWarning())
         for dataset in _leaves(loader.dataset):
             _check_synthetic(dataset)
-            # PyTorch's protocol for reading a batch: a dataset that brings its own is left alone.
-            if hasattr(dataset, "__getitem__") and hasattr(dataset, "__dict__"):
-                if not hasattr(type(dataset), "__getitems__"):
-                    dataset.__getitems__ = FullDepthItems(dataset, once)
-                    self._datasets.append(dataset)
+            if _reads_items_singly(dataset):
+                dataset.__getitems__ = FullDepthItems(dataset, once)
+                self._datasets.append(dataset)
         # Persistent workers may have started before and hold the dataset as it was.
         return replace_sampler(loader, loader.sampler) if loader.persistent_workers else loader
 
@@ -127,12 +125,13 @@ class FullDepthItems:
         if not header.is_deep:
             return self.dataset[index]
         image = read_deep_image(path)
-        if image.white is not None and image.pixels.max() <= 0.25:
+        brightest = image.pixels.max().item()
+        if image.white is not None and brightest <= 0.25:
             self.once.warn(
                 OneWarning.DARK,
-                f"the brightest value in {path} is {round(image.pixels.max().item() * image.white)} of {image.white}, so "
-                "it is seen as a dark image, and so may others be; if the camera has fewer bits than the file, scale "
-                "the values to the file's range",
+                f"the brightest value in {path} is {round(brightest * image.white)} of {image.white}, so it is scored "
+                "as a dark image, and so may others be; if the camera has fewer bits than the file, scale the values "
+                "to the file's range",
             )
         return _substitute(self.dataset, index, image.pixels)
 
@@ -200,6 +199,12 @@ def _leaves(dataset: Dataset) -> Iterator[Dataset]:
         yield dataset
 
 
+def _reads_items_singly(dataset: Dataset) -> bool:
+    """Return whether a dataset leaves PyTorch's protocol for reading the items of a batch together unused."""
+    kind = type(dataset)
+    return hasattr(kind, "__getitem__") and not hasattr(kind, "__getitems__") and hasattr(dataset, "__dict__")
+
+
 def _check_synthetic(dataset: Dataset) -> None:
     """Raise ValueError if synthetic defects were drawn on images that anomalib had misread."""
     if not isinstance(dataset, SyntheticAnomalyDataset):
@@ -230,11 +235,10 @@ class DisplayCopies(Callback):
         pl_module: LightningModule,
         outputs: object,
         batch: ImageBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        *indices: int,
     ) -> None:
         """Put copies in the place of files of more than 8 bits."""
-        del trainer, pl_module, outputs, batch_idx, dataloader_idx
+        del trainer, pl_module, outputs, indices
         paths = batch.image_path or []
         if any(read_header(path).is_deep for path in paths):
             self._folder, self._paths = TemporaryDirectory(prefix="anovl-"), paths
@@ -276,11 +280,10 @@ class RestorePaths(Callback):
         pl_module: LightningModule,
         outputs: object,
         batch: ImageBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        *indices: int,
     ) -> None:
         """Restore the paths."""
-        del trainer, pl_module, outputs, batch_idx, dataloader_idx
+        del trainer, pl_module, outputs, indices
         self._copies.restore(batch)
 
     on_predict_batch_end = on_test_batch_end

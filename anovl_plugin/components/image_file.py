@@ -3,16 +3,17 @@
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import tifffile
 import torch
 from anomalib.data.utils import read_image as read_image_of_8_bits
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image, read_file
 
 _ORIENTATION, _BITS_PER_SAMPLE, _SAMPLE_FORMAT = 274, 258, 339
 _UNSIGNED, _UNDEFINED = 1, 4
+_AXES = ("YX", "YXS", "SYX")
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
@@ -126,18 +127,24 @@ def _read_values(path: str | Path) -> tuple[np.ndarray, int | None]:
         return _read_tiff(path)
     with Image.open(path) as file:
         kind, mode = file.format, file.mode
-        values = np.asarray(file) if kind != "PNG" else None
-    if values is None:
-        return decode_image(read_file(str(path)), ImageReadMode.RGB).numpy(), 65535
+        # Pillow would drop the low bytes of RGB.
+        values = _read_png(path) if kind == "PNG" else np.asarray(file)
     if mode.startswith("F"):
         return values, None
     # Pillow scales PGM files to 16 bits, whatever their largest value, and then holds them as 32.
-    if mode.startswith("I;16") or kind == "PPM":
+    if mode.startswith("I;16") or kind in ("PNG", "PPM"):
         return values, 65535
-    msg = (
-        f"{path} holds 32-bit integers, whose white is unknown in a {kind} file; save it as a PNG file of 8 or 16 bits"
-    )
+    msg = f"{path} holds 32-bit integers, whose white is unknown in a {kind} file; save it as a 16-bit PNG file"
     raise ValueError(msg)
+
+
+def _read_png(path: str | Path) -> np.ndarray:
+    values = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    if values is None:
+        msg = "it is damaged"
+        raise OSError(msg)
+    # OpenCV's order is blue, green, red, alpha.
+    return values if values.ndim == 2 else values[..., 2::-1].transpose(2, 0, 1)
 
 
 def _read_tiff(path: str | Path) -> tuple[np.ndarray, int | None]:
@@ -145,14 +152,9 @@ def _read_tiff(path: str | Path) -> tuple[np.ndarray, int | None]:
         page = file.pages[0]
         values, axes = page.asarray(), page.axes
         photometric, bits, planes = page.photometric, page.bitspersample, page.samplesperpixel
-    colors = {tifffile.PHOTOMETRIC.RGB: 3, tifffile.PHOTOMETRIC.MINISBLACK: 1, tifffile.PHOTOMETRIC.MINISWHITE: 1}
-    count = colors.get(photometric)
-    if (
-        count is None
-        or planes - count not in (0, 1)
-        or axes not in ("YX", "YXS", "SYX")
-        or values.dtype.kind not in "uif"
-    ):
+    kind, inverted = values.dtype.kind, photometric == tifffile.PHOTOMETRIC.MINISWHITE
+    colors = {"RGB": 3, "MINISBLACK": 1, "MINISWHITE": 1}.get(getattr(photometric, "name", ""), 0)
+    if not colors or planes - colors not in (0, 1) or axes not in _AXES or kind not in ("u" if inverted else "uif"):
         described = f"{getattr(photometric, 'name', photometric)}, {planes} channels, {values.dtype}, axes {axes}"
         msg = f"{path} is neither a gray nor an RGB image ({described}); convert it to one of 8 or 16 bits"
         raise ValueError(msg)
@@ -160,14 +162,9 @@ def _read_tiff(path: str | Path) -> tuple[np.ndarray, int | None]:
         values = values.transpose(2, 0, 1)
     if values.ndim == 3:
         # What is left is alpha.
-        values = values[:count]
-    if values.dtype.kind == "f":
-        white = None
-    else:
-        white = 2 ** (bits - (values.dtype.kind == "i")) - 1
-    if photometric == tifffile.PHOTOMETRIC.MINISWHITE:
-        values = (1 if white is None else white) - values
-    return values, white
+        values = values[:colors]
+    white = None if kind == "f" else 2 ** (bits - (kind == "i")) - 1
+    return (white - values if inverted else values), white
 
 
 def _as_unit_interval(values: np.ndarray, white: int | None, path: str | Path) -> np.ndarray:

@@ -110,7 +110,7 @@ class MatrixResize(nn.Module):
 
 
 def resize_matrix(length: int, target: int, like: Tensor) -> Tensor:
-    """Return the weights of antialiased linear resizing: a triangle around each new pixel's center, as wide as the step.
+    """Return the weights of antialiased linear resizing: a triangle around each pixel's center, as wide as the step.
 
     Args:
         length: Pixels along a side, n.
