@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +16,7 @@ from anomalib.visualization import Visualizer
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 from torchvision import tv_tensors
 from torchvision.transforms.v2.functional import to_pil_image
 
@@ -75,11 +76,13 @@ class FullBitDepth(LoaderCallback):
             ValueError: If anomalib has drawn synthetic defects on images of more than 8 bits.
         """
         once = _WARNINGS.setdefault(trainer, OneWarning())
-        for dataset in _leaves(loader.dataset):
-            _check_synthetic(dataset)
-            if _reads_items_singly(dataset):
-                dataset.__getitems__ = FullDepthItems(dataset, once)
-                self._datasets.append(dataset)
+        dataset = loader.dataset
+        for part in _leaves(dataset):
+            _check_synthetic(part)
+        if hasattr(dataset, "__getitem__") and hasattr(dataset, "__dict__"):
+            # PyTorch's protocol for reading the items of a batch together.
+            dataset.__getitems__ = FullDepthItems(dataset, once)
+            self._datasets.append(dataset)
         # Persistent workers may have started before and hold the dataset as it was.
         return replace_sampler(loader, loader.sampler) if loader.persistent_workers else loader
 
@@ -109,12 +112,13 @@ class FullDepthItems:
         Raises:
             ValueError: As :func:`~anovl_plugin.components.image_file.read_deep_image`.
         """
-        known = getattr(type(self.dataset), "__getitem__", None) in _READERS
-        read = self._read if known else self._read_foreign
-        return [read(index) for index in indices]
+        places = [_locate(self.dataset, index) for index in indices]
+        if all(type(dataset).__getitem__ in _READERS for dataset, _ in places):
+            return [self._read(dataset, index) for dataset, index in places]
+        return self._read_foreign(indices)
 
-    def _read(self, index: int) -> ImageItem:
-        path = _path_of(self.dataset, index)
+    def _read(self, dataset: AnomalibDataset | PredictDataset, index: int) -> ImageItem:
+        path = _path_of(dataset, index)
         header = read_header(path)
         if header.is_turned:
             self.once.warn(
@@ -123,7 +127,7 @@ class FullDepthItems:
                 "stored, and so may others be; turn the pixels if the model should see it upright",
             )
         if not header.is_deep:
-            return self.dataset[index]
+            return dataset[index]
         image = read_deep_image(path)
         brightest = image.pixels.max().item()
         if image.white is not None and brightest <= 0.25:
@@ -133,18 +137,19 @@ class FullDepthItems:
                 "as a dark image, and so may others be; if the camera has fewer bits than the file, scale the values "
                 "to the file's range",
             )
-        return _substitute(self.dataset, index, image.pixels)
+        return _substitute(dataset, index, image.pixels)
 
-    def _read_foreign(self, index: int) -> object:
-        item = self.dataset[index]
-        path = getattr(item, "image_path", None)
-        if isinstance(path, str) and read_header(path).is_deep:
-            self.once.warn(
-                OneWarning.FOREIGN,
-                f"{path} has more than 8 bits a channel and is read by {type(self.dataset).__name__}, which must scale "
-                "it to [0, 1] itself; anomalib's read_image does not",
-            )
-        return item
+    def _read_foreign(self, indices: Sequence[int]) -> list:
+        read = getattr(type(self.dataset), "__getitems__", None)
+        items = [self.dataset[index] for index in indices] if read is None else read(self.dataset, indices)
+        for path in (getattr(item, "image_path", None) for item in items):
+            if isinstance(path, str) and read_header(path).is_deep:
+                self.once.warn(
+                    OneWarning.FOREIGN,
+                    f"{path} has more than 8 bits a channel and is read by {type(self.dataset).__name__}, which must "
+                    "scale it to [0, 1] itself; anomalib's read_image does not",
+                )
+        return items
 
 
 class _Replace:
@@ -190,19 +195,23 @@ def _path_of(dataset: AnomalibDataset | PredictDataset, index: int) -> str:
 
 def _leaves(dataset: Dataset) -> Iterator[Dataset]:
     """Iterate over the datasets that subsets and concatenations are made of."""
-    if hasattr(dataset, "datasets"):
+    if isinstance(dataset, Subset):
+        yield from _leaves(dataset.dataset)
+    elif isinstance(dataset, ConcatDataset):
         for part in dataset.datasets:
             yield from _leaves(part)
-    elif hasattr(dataset, "dataset"):
-        yield from _leaves(dataset.dataset)
     else:
         yield dataset
 
 
-def _reads_items_singly(dataset: Dataset) -> bool:
-    """Return whether a dataset leaves PyTorch's protocol for reading the items of a batch together unused."""
-    kind = type(dataset)
-    return hasattr(kind, "__getitem__") and not hasattr(kind, "__getitems__") and hasattr(dataset, "__dict__")
+def _locate(dataset: Dataset, index: int) -> tuple[Dataset, int]:
+    """Return the dataset that an item of a subset or a concatenation comes from, and its index there."""
+    if type(dataset) is Subset:
+        return _locate(dataset.dataset, dataset.indices[index])
+    if type(dataset) is ConcatDataset:
+        part = bisect_right(dataset.cumulative_sizes, index)
+        return _locate(dataset.datasets[part], index - (dataset.cumulative_sizes[part - 1] if part else 0))
+    return dataset, index
 
 
 def _check_synthetic(dataset: Dataset) -> None:

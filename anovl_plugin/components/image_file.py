@@ -93,7 +93,10 @@ def read_deep_image(path: str | Path) -> DeepImage:
     except Exception as error:
         msg = f"{path} cannot be read ({type(error).__name__}: {_first_line(error)}); save it again, or remove it"
         raise ValueError(msg) from error
-    values = _as_unit_interval(values, white, path)
+    _check_range(values, white, path)
+    if white is not None:
+        # Scaled as torchvision scales 8 bits, so that a copy of an 8-bit file is the same to the last bit.
+        values = (values / (white / 255)).astype(np.float32) * np.float32(1 / 255)
     pixels = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
     return DeepImage(pixels.expand(3, *pixels.shape[-2:]).contiguous(), white)
 
@@ -167,7 +170,8 @@ def _read_tiff(path: str | Path) -> tuple[np.ndarray, int | None]:
     return (white - values if inverted else values), white
 
 
-def _as_unit_interval(values: np.ndarray, white: int | None, path: str | Path) -> np.ndarray:
+def _check_range(values: np.ndarray, white: int | None, path: str | Path) -> None:
+    """Raise ValueError if values cannot be gray levels of a scale from 0 to ``white``, or to 1 if that is ``None``."""
     low, high = values.min(), values.max()
     # Written so that it is true of NaN.
     if white is None and not (low >= 0 and high <= 1):
@@ -179,15 +183,12 @@ def _as_unit_interval(values: np.ndarray, white: int | None, path: str | Path) -
     if low < 0:
         msg = f"{path} holds negative integers (down to {low}), which are not gray levels; save unsigned integers"
         raise ValueError(msg)
-    if white is None:
-        return values
-    if white > 65535 and 0 < high <= 65535:
+    if white is not None and white > 65535 and 0 < high <= 65535:
         msg = (
             f"{path} holds 32-bit integers up to {high}, which are black on a scale that ends at {white}; "
             "save them as uint16, or as floats in [0, 1]"
         )
         raise ValueError(msg)
-    return values / white
 
 
 def _first_line(error: Exception) -> str:
