@@ -84,7 +84,8 @@ class FullBitDepth(LoaderCallback):
             dataset.__getitems__ = FullDepthItems(dataset, once)
             self._datasets.append(dataset)
         # Persistent workers may have started before and hold the dataset as it was.
-        return replace_sampler(loader, loader.sampler) if loader.persistent_workers else loader
+        rebuild = loader.persistent_workers and loader.batch_size is not None
+        return replace_sampler(loader, loader.sampler) if rebuild else loader
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the datasets as they were."""

@@ -29,14 +29,17 @@ class UnpaddedEvaluationSampler(LoaderCallback):
 def unpadded_share(loader: DataLoader, rank: int, world_size: int) -> DataLoader:
     """Return a loader of every ``world_size``-th image from ``rank`` on.
 
-    Other loaders than sequential ones, and datasets smaller than the world size, are left to Lightning.
+    Loaders that shuffle or have a batch sampler of their own, and datasets smaller than the world size, are left to
+    Lightning.
 
     Args:
         loader: Loader of all images.
         rank: Index of the process, in [0, world_size).
         world_size: Number of processes.
     """
-    if not isinstance(loader.sampler, SequentialSampler) or len(loader.dataset) < world_size:
+    if not isinstance(loader.sampler, SequentialSampler) or loader.batch_size is None:
+        return loader
+    if len(loader.dataset) < world_size:
         return loader
     sampler = UnrepeatedDistributedSampler(loader.dataset, num_replicas=world_size, rank=rank, shuffle=False)
     return replace_sampler(loader, sampler)
