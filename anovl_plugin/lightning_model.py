@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
+from anovl_plugin.components.bit_depth import with_full_bit_depth
 from anovl_plugin.components.checkpoint import (
     CheckpointError,
     changed_settings,
@@ -146,8 +147,8 @@ class AnoVL(AnomalibModule):
         return {}
 
     def configure_callbacks(self) -> list[Callback]:
-        """Return anomalib's callbacks and the one that shares images out among processes."""
-        return [*super().configure_callbacks(), UnpaddedEvaluationSampler()]
+        """Return anomalib's callbacks, made to read images of any bit depth, and one that shares images out."""
+        return [*with_full_bit_depth(super().configure_callbacks()), UnpaddedEvaluationSampler()]
 
     def configure_pre_processor(self, image_size: tuple[int, int] | None = None) -> AntialiasedPreProcessor:  # type: ignore[override] # ours needs the CLIP
         """Return the default pre-processor: bilinear resizing to the model's size, and CLIP's normalization.
@@ -160,7 +161,9 @@ class AnoVL(AnomalibModule):
         if not hasattr(self, "model"):
             # Filled in as soon as the CLIP is known.
             return AntialiasedPreProcessor()
-        return AntialiasedPreProcessor(self._default_transform(image_size))
+        pre_processor = AntialiasedPreProcessor()
+        pre_processor.set_transform(self._default_transform(image_size))
+        return pre_processor
 
     def configure_post_processor(self) -> PostProcessor:
         """Return the default post-processor: thresholds of 0.5 that validation data adapt."""

@@ -170,7 +170,7 @@ def _random(*shape: int, seed: int = 0) -> Tensor:
 
 
 def _text_bank() -> TextBank:
-    bank, base = TextBank(_WIDTH, _PROMPTS), _random(_WIDTH, seed=1)
+    bank, base = TextBank(), _random(_WIDTH, seed=1)
     # As close to each other as the embeddings of a CLIP.
     bank.state_embeddings = F.normalize(base + 0.1 * _random(2, _WIDTH, seed=2), dim=-1)
     bank.prompt_embeddings = F.normalize(base + _random(_PROMPTS, _WIDTH, seed=3), dim=-1)

@@ -15,8 +15,8 @@ from torch import Tensor
 from anovl_plugin.hosts.open_clip import POSITION_IDS
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-# What OpenAI's files and traced models hold beside the weights, and a constant of some text towers.
-_NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask", POSITION_IDS)
+# What OpenAI's files hold beside the weights, and constants that converted files and some text towers keep among them.
+_NOT_WEIGHTS = {"input_resolution", "context_length", "vocab_size", "attn_mask", "text.attn_mask", POSITION_IDS}
 _SAFETENSORS_HEADER = 100_000_000
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 # exp() of it is CLIP's scale: 4.6, a scale of 100, where CLIP's training clamps it; sigmoid losses go slightly beyond.
@@ -40,7 +40,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             Its content decides, not its name.
 
     Returns:
-        Tensors by open_clip's names, in the file's precision.
+        Tensors by open_clip's names, in the file's precision. They may still be mapped to the file: copy what is kept.
 
     Raises:
         BackboneError: If the file is something else or holds something else than floating-point weights.
@@ -66,7 +66,7 @@ def check_fit(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], bac
     """
     shapes = [
         f"{name} has shape {tuple(weights[name].shape)} instead of {tuple(tensor.shape)}"
-        f"{_hint(name, weights[name], tensor)}"
+        + _hint(name, weights[name], tensor)
         for name, tensor in expected.items()
         if name in weights and weights[name].shape != tensor.shape
     ]
@@ -138,7 +138,7 @@ def _read(path: Path) -> object:
     if head[8:9] == b"{" and header <= _SAFETENSORS_HEADER:
         return _read_safetensors(path, is_complete=size >= 8 + header)
     if head.startswith(b"\x80"):  # what torch.save wrote before 1.6
-        return _read_pickle(path)
+        return _read_pickle(path, mmap=False)
     if head.lstrip().startswith(b"<"):
         raise _error(path, "is a web page, not weights; download the file itself")
     raise _error(path, "is not a weights file; use a .safetensors file or a .pt file with a state dict")
@@ -169,13 +169,14 @@ def _read_zip(path: Path) -> object:
         )
     if "data.pkl" not in names:
         raise _error(path, "is a zip archive without weights; extract it and use the weights file in it")
-    return _read_pickle(path)
+    return _read_pickle(path, mmap=path.suffix != ".safetensors")
 
 
-def _read_pickle(path: Path) -> object:
+def _read_pickle(path: Path, *, mmap: bool) -> object:
     try:
-        # By the open file, as torch would go by a name that ends in .safetensors.
-        with path.open("rb") as file:
+        if mmap:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with path.open("rb") as file:  # of a path, torch judges the name
             return torch.load(file, map_location="cpu", weights_only=True)
     except OSError:
         raise
@@ -183,8 +184,8 @@ def _read_pickle(path: Path) -> object:
         name = re.search(r"GLOBAL ([\w.]+)", str(error))
         if isinstance(error, pickle.UnpicklingError) and name:
             problem = (
-                f"holds Python code or objects ({name[1][:80]}) beside tensors, none of which was run; save the "
-                "tensors alone: torch.save(model.state_dict(), 'weights.pt')"
+                f"holds Python code or objects ({name[1][:80]}) beside tensors, none of which was run; save "
+                "the tensors alone: torch.save(model.state_dict(), 'weights.pt')"
             )
         else:
             problem = f"is truncated or damaged ({type(error).__name__}: {first_line(error)}); download it again"

@@ -59,7 +59,7 @@ def random_tokens(*shape, seed=0):
 
 def make_text_bank(width=24, num_prompts=10, seed=1):
     """Return a text bank whose embeddings are about as close to each other as those of a CLIP."""
-    base, bank = random_tokens(width, seed=seed), TextBank(width, num_prompts)
+    base, bank = random_tokens(width, seed=seed), TextBank()
     states = torch.stack([base, base + 0.1 * random_tokens(width, seed=seed + 1)])
     bank.state_embeddings = F.normalize(states, dim=-1)
     bank.prompt_embeddings = F.normalize(base + random_tokens(num_prompts, width, seed=seed + 2), dim=-1)

@@ -207,7 +207,7 @@ def other_dtype(request):
 def test_the_default_dtype_changes_nothing(kind, other_dtype):
     assert torch.get_default_dtype() == other_dtype
     tokens = torch.ones(1, 9, 24, dtype=torch.float32)
-    bank = TextBank(24, 10)
+    bank = TextBank()
     bank.state_embeddings, bank.prompt_embeddings = (torch.eye(rows, 24, dtype=torch.float32) for rows in (2, 10))
     result = adapt_tokens(kind(), tokens, bank)
     torch.set_default_dtype(torch.float32)
