@@ -31,7 +31,11 @@ from tests.helpers.trees import visa, write_folder, write_mvtec
 @pytest.fixture
 def make(weights_of):
     def make(**options) -> AnoVL:
-        return AnoVL("tiny-square", weights_of("tiny-square"), **({"visualizer": False, "class_name": "nut"} | options))
+        return AnoVL(
+            "tiny-square",
+            pretrained=weights_of("tiny-square"),
+            **({"visualizer": False, "class_name": "nut"} | options),
+        )
 
     return make
 
