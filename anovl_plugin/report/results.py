@@ -155,7 +155,8 @@ def label_models(runs: pd.DataFrame) -> pd.Series:
         # pandas writes whole numbers as 240.0 where some runs have none.
         values = group.fillna("").astype(str).apply(lambda column: column.str.removesuffix(".0"))
         values = values[[column for column in values if len(set(values[column])) > 1]]
-        named = [{c.removeprefix("model.init_args."): v for c, v in row.items()} for row in values.to_dict("records")]
+        # Row by row, for pandas before 3 has no records of a table without columns.
+        named = [{c.removeprefix("model.init_args."): values.loc[i, c] for c in values} for i in values.index]
         parts = [describe(settings) for settings in named]
         if len(set(parts)) < len(values.drop_duplicates()):
             parts = [tuple(f"{name} {value or MISSING}" for name, value in settings.items()) for settings in named]

@@ -47,7 +47,9 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     try:
-        content = _read(path)
+        # safetensors before 0.7 would read onto the default device.
+        with torch.device("cpu"):
+            content = _read(path)
     except OSError as error:
         raise _error(path, f"cannot be read ({type(error).__name__}: {first_line(error)})") from None
     return _check_tensors(path, _unwrap(path, content))

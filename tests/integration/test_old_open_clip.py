@@ -14,7 +14,7 @@ import torch
 from torch.testing import assert_close
 
 from anovl_plugin.torch_model import AnoVLModel
-from tests.conftest import ARCHITECTURES, TINY
+from tests.helpers.architectures import ARCHITECTURES, TINY
 from tests.helpers import reference
 
 FOLDER = os.environ.get("ANOVL_OLD_OPEN_CLIP")

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from anovl_plugin import torch_model
 from anovl_plugin.torch_model import AnoVLModel, NonFiniteImageError
 from anovl_plugin.vision.backbone import load_backbone
-from tests.conftest import TINY
+from tests.helpers.architectures import TINY
 from tests.helpers import reference
 
 WITHIN = {"atol": 1e-5, "rtol": 0}

@@ -10,7 +10,7 @@ from anovl_plugin.text.prompts import prompt_ensemble
 from anovl_plugin.text.text_bank import TextBank, hash_prompts, state_embedding
 from anovl_plugin.text.text_tower import TextTower
 from anovl_plugin.vision.backbone import load_backbone
-from tests.conftest import TINY
+from tests.helpers.architectures import TINY
 from tests.helpers import reference
 
 WITHIN = {"atol": 1e-5, "rtol": 0}

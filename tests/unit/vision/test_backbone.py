@@ -21,7 +21,7 @@ from anovl_plugin.vision.backbone import (
     read_spec,
     resize_positions,
 )
-from tests.conftest import TINY
+from tests.helpers.architectures import TINY
 
 OPENAI = (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
 OWN = ((0.5, 0.4, 0.3), (0.25, 0.2, 0.1))

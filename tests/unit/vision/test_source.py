@@ -20,7 +20,7 @@ from anovl_plugin.vision.backbone import (
     read_spec,
     supported_architectures,
 )
-from tests.conftest import ARCHITECTURES, TINY
+from tests.helpers.architectures import ARCHITECTURES, TINY
 
 OPENAI = (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
 # Before, open_clip's list of weights had no quick_gelu to compare with; only `make test-oldest` runs such a one.

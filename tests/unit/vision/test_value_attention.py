@@ -17,7 +17,7 @@ from anovl_plugin.vision.value_attention import (
     embed_patches,
     value_wise_forward,
 )
-from tests.conftest import TINY
+from tests.helpers.architectures import TINY
 from tests.helpers import reference
 
 WITHIN = {"atol": 1e-5, "rtol": 0}

@@ -24,7 +24,7 @@ from anovl_plugin.vision.weights import (
     read_temperature,
     read_weights,
 )
-from tests.conftest import ARCHITECTURES
+from tests.helpers.architectures import ARCHITECTURES
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935\nsize 830000000\n"
 
