@@ -1,4 +1,4 @@
-"""What the package uses of WinClip beyond its public API. A file of its own, because it imports all of anomalib's models."""
+"""What the package uses of WinClip beyond its public API; apart from ``anomalib.py``, as it imports all models."""
 
 import torch
 from anomalib.models.image.winclip.torch_model import TEMPERATURE, WinClipModel

@@ -127,7 +127,30 @@ OPEN_CLIP = [
         lambda: len(open_clip.SimpleTokenizer().encode("rust on a nut")) == 4,
     ),
 ]
-ROWS = [*OPEN_CLIP]
+WINCLIP = "anomalib.models.image.winclip.torch_model"
+ANOMALIB = [
+    Row("anomalib", f"{WINCLIP}.TEMPERATURE", lambda: import_module(WINCLIP).TEMPERATURE == 0.07),
+    Row("anomalib", f"{WINCLIP}.WinClipModel", is_class(f"{WINCLIP}.WinClipModel")),
+    Row(
+        "anomalib",
+        "WinClipModel.__init__",
+        lambda: (
+            tuple(signature(import_module(WINCLIP).WinClipModel).parameters)
+            == ("class_name", "reference_images", "scales", "apply_transform")
+        ),
+    ),
+    Row(
+        "anomalib",
+        "WinClipModel._generate_masks",
+        lambda: tuple(signature(import_module(WINCLIP).WinClipModel._generate_masks).parameters) == ("self",),
+    ),
+    Row(
+        "anomalib",
+        "WinClipModel.register_buffer_list",
+        lambda: "persistent" in signature(import_module(WINCLIP).WinClipModel.register_buffer_list).parameters,
+    ),
+]
+ROWS = [*OPEN_CLIP, *ANOMALIB]
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.host}:{row.name}")
