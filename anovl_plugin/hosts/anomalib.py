@@ -8,6 +8,7 @@ from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.pre_processing.utils.spec import transform_to_spec
 from anomalib.pre_processing.utils.transform import get_exportable_transform
+from anomalib.utils.path import get_datasets_dir
 from torch import Tensor, nn
 from torchvision.transforms.v2 import Transform
 
@@ -17,6 +18,7 @@ __all__ = [
     "Tiler",
     "can_be_saved",
     "count_tiles",
+    "get_datasets_dir",
     "get_exportable_transform",
     "set_transforms",
 ]

@@ -165,6 +165,7 @@ def test_name_is_what_it_was(row):
 NAMES = [
     ("anomalib.pre_processing.utils.spec", "transform_to_spec"),
     ("anomalib.pre_processing.utils.transform", "get_exportable_transform"),
+    ("anomalib.utils.path", "get_datasets_dir"),
     ("lightning.pytorch.overrides.distributed", "UnrepeatedDistributedSampler"),
     ("lightning.pytorch.trainer.connectors.data_connector", "_DataLoaderSource"),
     ("lightning.pytorch.utilities.data", "_update_dataloader"),
