@@ -24,9 +24,9 @@ PLUGIN = "anovl_plugin"
 MODEL_MODULE = f"{PLUGIN}.lightning_model"
 DISABLE_VARIABLE = "ANOVL_PLUGIN_DISABLE"
 
-
-# Whatever is being run here that ends in a registration; one that comes up meanwhile is left to it.
+# What is running now and ends in a registration: until then, nothing is registered.
 _running: list[str] = []
+_warnings: set[str] = set()
 
 
 class RegisteringLoader:
@@ -51,11 +51,13 @@ class RegisteringLoader:
         """Run the module, and register AnoVL if that succeeds."""
         # The module keeps no trace of this class.
         module.__spec__.loader = module.__loader__ = self.loader
-        _running.append(module.__name__)
+        # Not by its name below: a reload of this very file replaces it.
+        running = _running
+        running.append(module.__name__)
         try:
             self.loader.exec_module(module)
         finally:
-            _running.remove(module.__name__)
+            running.remove(module.__name__)
         register()
 
 
@@ -63,14 +65,15 @@ class RegisteringLoader:
 class AnoVLFinder:
     """Finder on ``sys.meta_path`` that registers AnoVL once ``anomalib.models`` has been imported.
 
-    It also waits for the model's own module: if a program imports that first, it imports ``anomalib.models`` while it
-    is itself incomplete, and AnoVL cannot be registered before it ends.
+    It also waits for the plugin's own modules. If a program imports one of them first, that module may import
+    ``anomalib.models`` while it is itself incomplete, and AnoVL cannot be registered before it is complete.
     """
 
     @classmethod
     def find_spec(cls, name: str, path: object = None, target: object = None) -> Any:
         """Return the spec that the finders behind this one find, with a loader that registers AnoVL."""
-        if name not in {HOST, MODEL_MODULE} or cls not in sys.meta_path:
+        is_awaited = name == HOST or name.startswith(f"{PLUGIN}.")
+        if not is_awaited or cls not in sys.meta_path:
             return None
         for finder in sys.meta_path[sys.meta_path.index(cls) + 1 :]:
             find_spec = getattr(finder, "find_spec", None)
@@ -143,7 +146,7 @@ def add_demo_data() -> None:
 
 
 def attempt(what: str, add: Callable[[], None]) -> bool:
-    """Return whether a step of the registration succeeds; warn if it does not.
+    """Return whether a step of the registration succeeds; warn if it does not, once for each reason.
 
     Args:
         what: What the step adds to anomalib.
@@ -160,9 +163,11 @@ def attempt(what: str, add: Callable[[], None]) -> bool:
 
     # A class from a module whose import failed would stay among the subclasses that anomalib lists.
     gc.collect()
-    warnings.warn(
+    message = (
         f"anovl_plugin could not register {what} with anomalib ({reason}); anomalib continues without it. "
-        f"{DISABLE_VARIABLE}=1 silences this.",
-        stacklevel=3,
+        f"{DISABLE_VARIABLE}=1 silences this."
     )
+    if message not in _warnings:
+        _warnings.add(message)
+        warnings.warn(message, stacklevel=3)
     return False

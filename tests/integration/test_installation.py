@@ -120,6 +120,12 @@ DAMAGES = {
     "damaged registration": ("damage('registration.py', lambda text: text[:-100])", "Error"),
     "no registration": ("(plugin / 'registration.py').unlink()", "anovl_plugin.registration"),
 }
+TRIED_AGAIN = """
+import importlib
+import anomalib.models
+import anovl_plugin.report.results
+importlib.reload(anomalib.models)
+"""
 DAMAGED_DEMO = "damage('demo/datamodule.py', lambda _: b'raise SystemExit(6)')"
 ANOMALIB_TOO_OLD = """
 import json, sys
@@ -141,6 +147,7 @@ def damaged(environment_with_plugin):
     """Return what comes of importing anomalib's models with each kind of damage."""
     scenarios = {name: state_after(DAMAGE + code) for name, (code, _) in DAMAGES.items()}
     scenarios |= {"demo": state_after(DAMAGE + DAMAGED_DEMO), "old": ANOMALIB_TOO_OLD}
+    scenarios["again"] = state_after(f"{DAMAGE}{DAMAGES['exit at the top'][0]}\n{TRIED_AGAIN}")
     return environment_with_plugin.fork(scenarios)
 
 
@@ -151,6 +158,11 @@ def test_damaged_plugin_warns_once_and_names_the_cause(damaged, name):
     assert "register AnoVL with anomalib" in warning
     assert DAMAGES[name][1] in warning
     assert "ANOVL_PLUGIN_DISABLE=1 silences this." in warning
+
+
+def test_damaged_plugin_warns_once_however_often_registration_is_tried(damaged):
+    assert damaged["again"].result == NOT_REGISTERED
+    assert len(warnings_in(damaged["again"].stderr)) == 1
 
 
 def test_damaged_demo_leaves_the_model_registered(damaged):

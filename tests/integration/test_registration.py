@@ -28,7 +28,7 @@ ORDERS_WITH_HOOK = ORDERS | {
     "demo data by name": "import anomalib.models; from anomalib.data import DemoSurfaces",
     "data": "import anomalib.data",
     "engine": "from anomalib.engine import Engine",
-    "component": "from anomalib.models.components import AnomalibModule",
+    "component of anomalib": "from anomalib.models.components import AnomalibModule",
     "image": "from anomalib.models.image import Padim",
     "star": "from anomalib.models import *; AnoVL",
     "reloaded without the plugin": "import anomalib.models, importlib; importlib.reload(anomalib.models)",
