@@ -195,7 +195,8 @@ def _path_and_arguments(value: object, base: type) -> tuple[str, Mapping[str, An
     argument = _argument(base)
     config = {"class_path": value} if isinstance(value, str) else value
     if not isinstance(config, Mapping):
-        msg = f"{argument} is {shown(value)}, but must be an instance of {base.__name__} or name its class; try {_choices(base)}"
+        wanted = f"an instance of {base.__name__} or name its class; try {_choices(base)}"
+        msg = f"{argument} is {shown(value)}, but must be {wanted}"
         raise TypeError(msg)
     unknown = [key for key in config if key not in {"class_path", "init_args"}]
     if unknown or "class_path" not in config:
