@@ -47,7 +47,7 @@ def from_config(value: object, base: type[Part], *, allow_import: bool = True) -
     path, arguments = _path_and_arguments(to_builtin(value), base)
     part = _find_class(path, base, allow_import=allow_import)
     if inspect.isabstract(part):
-        missing = ", ".join(sorted(part.__abstractmethods__))
+        missing = ", ".join(sorted(getattr(part, "__abstractmethods__", ())))
         _fail(base, path, f"which is abstract; name a subclass that implements {missing}")
     try:
         return part(**arguments)
@@ -225,7 +225,8 @@ def _choices(base: type) -> str:
 
 
 def _imported(base: type) -> list[type]:
-    return [base, *(each for child in base.__subclasses__() for each in _imported(child))]
+    children: list[type] = base.__subclasses__()
+    return [base, *(each for child in children for each in _imported(child))]
 
 
 def _find_class(path: str, base: type[Part], *, allow_import: bool) -> type[Part]:

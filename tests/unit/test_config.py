@@ -472,10 +472,26 @@ def test_only_parts_of_the_package_may_be_named(path):
     assert message.startswith(f"adaptation is {path!r}, ")
 
 
+def test_programs_of_the_package_are_not_imported(monkeypatch):
+    monkeypatch.delitem(sys.modules, "anovl_plugin.demo.__main__", raising=False)
+    message = error_of(ValueError, "anovl_plugin.demo.__main__.main", allow_import=False)
+    assert "is not a subclass of Adaptation" in message
+    assert "anovl_plugin.demo.__main__" not in sys.modules
+
+
+def test_the_package_does_not_lead_to_other_modules(module, monkeypatch):
+    module("lazy_neighbor", "def __getattr__(name):\n    import lazily_run_too\n    return lazily_run_too.X\n")
+    lazy = module("lazily_run_too")
+    monkeypatch.setattr(anovl_plugin.config, "lazy_neighbor", __import__("lazy_neighbor"), raising=False)
+    error_of(ValueError, "anovl_plugin.config.lazy_neighbor.X", allow_import=False)
+    assert not lazy.exists()
+    error_of(ValueError, "anovl_plugin.config.lazy_neighbor.X")
+    assert lazy.exists()
+
+
 def test_a_class_of_the_package_is_found_before_it_is_imported():
     program = (
         "import sys, anovl_plugin.config as config; from anovl_plugin.scoring.scores import map_score\n"
-        "class Base: pass\n"
         "from abc import ABC\n"
         "assert 'anovl_plugin.scoring.adaptation' not in sys.modules\n"
         "part = config.from_config('anovl_plugin.scoring.adaptation.TextAdapter', ABC, allow_import=False)\n"
