@@ -41,7 +41,7 @@ def normalize(scores: Tensor, threshold: Tensor, low: Tensor, high: Tensor) -> T
     )
     # Rounding must not pull a score above the threshold down to 0.5.
     next_to_half = 0.5 + torch.finfo(scores.dtype).eps / 2
-    return torch.where(scores > threshold, above.clamp(next_to_half, 1), below.clamp(0, 0.5))
+    return torch.where(scores > threshold, above.clamp(next_to_half, 1.0), below.clamp(0.0, 0.5))
 
 
 def _ramp(
