@@ -1,6 +1,9 @@
 """Validation never moves the order of scores: engine, forward pass and exported models keep it."""
 
+from pathlib import Path
+
 import onnxruntime
+import openvino
 import pytest
 import torch
 from anomalib.data import Folder, MVTecAD
@@ -126,8 +129,9 @@ def test_odd_ranges_keep_order_and_labels(name, photographs, raw, bricks, tmp_pa
     (path, *_) = sorted((bricks / "brick" / "test" / "crack").iterdir())
     (batch,) = quiet_engine(tmp_path).predict(model, data_path=path, return_predictions=True)
     one = model(read_image(path, as_tensor=True)[None])
-    assert_close(batch.pred_score.flatten(), one.pred_score, rtol=0, atol=1e-5)
-    assert_close(batch.anomaly_map.as_subclass(Tensor).flatten(), one.anomaly_map.flatten(), rtol=0, atol=1e-5)
+    # Narrow ranges magnify what another batch size changes.
+    assert_close(batch.pred_score.flatten(), one.pred_score, rtol=0, atol=1e-4)
+    assert_close(batch.anomaly_map.as_subclass(Tensor).flatten(), one.anomaly_map.flatten(), rtol=0, atol=1e-4)
     assert batch.pred_label == one.pred_label
 
 
@@ -142,22 +146,32 @@ def assert_kept(found, raw, post: ZeroShotPostProcessor) -> None:
     assert (found.anomaly_map.flatten()[values].diff()[apart] > 0).all()
 
 
-@pytest.mark.parametrize("name", ["faint defects", "above all images", "no range"])
-def test_exported_models_keep_order_and_labels(name, photographs, raw, tmp_path):
+def run_onnx(model: AnoVL, images: Tensor, folder: Path) -> dict[str, Tensor]:
+    session = onnxruntime.InferenceSession(model.to_onnx(folder), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, map(torch.as_tensor, session.run(None, {"input": images.numpy()})), strict=True))
+
+
+def run_openvino(model: AnoVL, images: Tensor, folder: Path) -> dict[str, Tensor]:
+    # Where a CPU has units for bf16, OpenVINO would use them.
+    exact = {"INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.Core().compile_model(model.to_openvino(folder), "CPU", exact)
+    found = compiled(images.numpy())
+    return {output.any_name: torch.from_numpy(found[output]) for output in compiled.outputs}
+
+
+@pytest.mark.parametrize("run", [run_onnx, run_openvino])
+@pytest.mark.parametrize("name", ["faint defects", "no range"])
+def test_exported_models_keep_order_and_labels(name, run, photographs, raw, tmp_path):
     model = brick_model(post_processor=ZeroShotPostProcessor(pixel_sensitivity=0.7)).eval()
     model(photographs[:1])
     set_range(model, name)
-    expected = model(photographs)
-    session = onnxruntime.InferenceSession(model.to_onnx(tmp_path), providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    answers = session.run(None, {"input": photographs.numpy()})
-    found = {name: torch.as_tensor(answer) for name, answer in zip(names, answers, strict=True)}
+    expected, found = model(photographs), run(model, photographs, tmp_path)
     # The slope between threshold and limit magnifies what the runtimes differ by.
     for field in ("pred_score", "anomaly_map"):
         assert_close(found[field], getattr(expected, field), rtol=0, atol=2e-3)
     assert (found["pred_score"][raw.pred_score.argsort()].diff() > 0).all()
-    sure = (raw.pred_score - model.post_processor.image_threshold).abs() > 1e-4
-    assert torch.equal(found["pred_label"][sure], expected.pred_label[sure])
-    sure = (expected.anomaly_map - 0.3).abs() > 2e-3
-    assert sure.float().mean() > 0.9
-    assert torch.equal(found["pred_mask"][sure], expected.pred_mask[sure])
+    for field, label, level in (("pred_score", "pred_label", 0.5), ("anomaly_map", "pred_mask", 0.3)):
+        sure = (getattr(expected, field) - level).abs() > 2e-3
+        assert sure.float().mean() > 0.9
+        assert torch.equal(found[label].bool()[sure], getattr(expected, label)[sure])
