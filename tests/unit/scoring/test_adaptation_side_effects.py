@@ -65,7 +65,7 @@ def hooks_of(model):
 @both_kinds
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
 def test_a_model_is_left_as_it_was(kind, mode, weights):
-    model = AnoVLModel(*weights, class_name="bottle", adaptation=kind(steps=2))
+    model = AnoVLModel(weights[0], pretrained=weights[1], class_name="bottle", adaptation=kind(steps=2))
     before, hooks = {name: tensor.clone() for name, tensor in model.state_dict().items()}, hooks_of(model)
     with mode():
         result = model(random_tokens(3, 3, 32, 32))
@@ -79,7 +79,7 @@ def test_a_model_is_left_as_it_was(kind, mode, weights):
 
 @both_kinds
 def test_the_tower_never_enters_the_graph(kind, weights):
-    model = AnoVLModel(*weights, class_name="bottle", adaptation=kind(steps=2))
+    model = AnoVLModel(weights[0], pretrained=weights[1], class_name="bottle", adaptation=kind(steps=2))
     model.visual.requires_grad_()
     images = random_tokens(2, 3, 32, 32).requires_grad_()
     result = model(images)
@@ -90,7 +90,7 @@ def test_the_tower_never_enters_the_graph(kind, weights):
 
 def test_a_model_gives_its_adaptation_tensors_outside_any_graph(weights):
     watch = Watch()
-    model = AnoVLModel(*weights, class_name="bottle", adaptation=watch)
+    model = AnoVLModel(weights[0], pretrained=weights[1], class_name="bottle", adaptation=watch)
     model.visual.requires_grad_()
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         model(random_tokens(3, 3, 32, 32).requires_grad_())

@@ -129,7 +129,7 @@ def test_a_users_own_adaptation_reaches_the_map(source):
 def test_a_class_set_up_in_inference_mode_can_be_adapted_to(kind, source):
     model = AnoVLModel(source[0], pretrained=source[1], adaptation=KINDS[kind]())
     with torch.inference_mode():
-        model.setup("bottle")
+        model.build_text_bank("bottle")
         inside = model(images_for(2))
     # So that a checkpoint can be loaded into it afterwards.
     assert not model.text_bank.state_embeddings.is_inference()
@@ -233,7 +233,9 @@ def test_precisions(precision, make, bare, full_precision, tmp_path):
 
 
 def test_a_graph_cannot_hold_an_adaptation(make, tmp_path):
-    message = r"^a graph cannot hold the adaptation TextAdapter; export the training-free model, without adaptation"
+    message = (
+        r"^the adaptation TextAdapter cannot be exported to a graph; export the training-free model, without adaptation"
+    )
     for export in (AnoVL.to_onnx, AnoVL.to_openvino):
         with pytest.raises(ValueError, match=message):
             export(make(class_name="bolt", adaptation=TextAdapter()), tmp_path)
