@@ -242,16 +242,15 @@ def test_bad_arguments(case, make):
 
 def test_missing_weights():
     with pytest.raises(BackboneError, match="pretrained is None, but 'tiny-square' needs weights"):
-        AnoVL("tiny-square", None)
+        AnoVL("tiny-square", pretrained=None)
     with pytest.raises(BackboneError, match="neither a file nor one of the tags"):
-        AnoVL("tiny-square", "nowhere.pt")
+        AnoVL("tiny-square", pretrained="nowhere.pt")
 
 
 @pytest.mark.parametrize(("name", "message"), [("  ", "must name what the images show"), ("x " * 90, "use a shorter")])
 def test_bad_class_names(name, message, make, bottles, tmp_path):
-    model = make(class_name=name)
     with pytest.raises(ValueError, match=message) as caught:
-        quiet_engine(tmp_path).validate(model, datamodule=bottles(), verbose=False)
+        quiet_engine(tmp_path).validate(make(class_name=name), datamodule=bottles(), verbose=False)
     assert "\n" not in str(caught.value)
 
 
