@@ -92,7 +92,7 @@ def install() -> None:
 
 
 def add_finder() -> None:
-    """Put the finder on ``sys.meta_path``, in the place of the one from the ``.pth`` file if that is there.
+    """Add the finder to ``sys.meta_path``, in the place of the one from the ``.pth`` file if there is one.
 
     The list may be in use by an import, here or in another thread, so no entry is removed or moved.
     """
