@@ -65,7 +65,7 @@ def from_config(value: object, base: type[Part], *, allow_import: bool = True) -
     path, arguments = _path_and_arguments(to_builtin(value), base)
     part = _find_class(path, base, allow_import=allow_import)
     if inspect.isabstract(part):
-        missing = ", ".join(sorted(part.__abstractmethods__))
+        missing = ", ".join(sorted(getattr(part, "__abstractmethods__", ())))
         _fail(base, path, f"which is abstract; name a subclass that implements {missing}")
     try:
         return part(**arguments)
@@ -213,7 +213,8 @@ def _path_and_arguments(value: object, base: type) -> tuple[str, Mapping[str, An
     argument = _argument(base)
     config = {"class_path": value} if isinstance(value, str) else value
     if not isinstance(config, Mapping):
-        msg = f"{argument} is {shown(value)}, but must be an instance of {base.__name__} or name its class; try {_choices(base)}"
+        wanted = f"an instance of {base.__name__} or name its class; try {_choices(base)}"
+        msg = f"{argument} is {shown(value)}, but must be {wanted}"
         raise TypeError(msg)
     unknown = [key for key in config if key not in {"class_path", "init_args"}]
     if unknown or "class_path" not in config:
@@ -242,7 +243,8 @@ def _choices(base: type) -> str:
 
 
 def _imported(base: type) -> list[type]:
-    return [base, *(each for child in base.__subclasses__() for each in _imported(child))]
+    children: list[type] = base.__subclasses__()
+    return [base, *(each for child in children for each in _imported(child))]
 
 
 def _find_class(path: str, base: type[Part], *, allow_import: bool) -> type[Part]:

@@ -41,12 +41,12 @@ def normalize(scores: Tensor, threshold: Tensor, low: Tensor, high: Tensor) -> T
     )
     # Rounding must not pull a score above the threshold down to 0.5.
     next_to_half = 0.5 + torch.finfo(scores.dtype).eps / 2
-    return torch.where(scores > threshold, above.clamp(next_to_half, 1), below.clamp(0, 0.5))
+    return torch.where(scores > threshold, above.clamp(next_to_half, 1.0), below.clamp(0.0, 0.5))
 
 
 def _ramp(
     scores: Tensor, start: Tensor | float, end: Tensor | float, first: Tensor | float, last: Tensor | float
 ) -> Tensor:
     """Map [start, end] linearly to [first, last], going no further than last."""
-    width = torch.as_tensor(end - start).clamp(min=torch.finfo(scores.dtype).tiny)
+    width = torch.as_tensor(end - start).clamp(min=torch.finfo(torch.float32).tiny)
     return torch.minimum(first + (scores - start) * ((last - first) / width), torch.as_tensor(last))

@@ -1,9 +1,7 @@
 """What the package uses of anomalib beyond its public API."""
 
-from typing import Any
-
 from anomalib.data.utils.tiler import ImageUpscaleMode, Tiler
-from anomalib.metrics import F1AdaptiveThreshold
+from anomalib.metrics import F1AdaptiveThreshold, MinMax
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.pre_processing.utils.spec import transform_to_spec
@@ -14,13 +12,16 @@ from torchvision.transforms.v2 import Transform
 
 __all__ = [
     "ImageUpscaleMode",
-    "OpenPostProcessor",
     "Tiler",
     "can_be_saved",
     "count_tiles",
     "get_datasets_dir",
     "get_exportable_transform",
+    "range_metrics",
+    "replace_threshold_metrics",
     "set_transforms",
+    "threshold_metrics",
+    "validated_thresholds",
 ]
 
 
@@ -50,43 +51,23 @@ def set_transforms(pre_processor: PreProcessor, transform: Transform | None, exp
     pre_processor.export_transform = export
 
 
-class OpenPostProcessor(PostProcessor):
-    """anomalib's post-processor, with the private parts that a subclass needs under public names.
+def validated_thresholds(post_processor: PostProcessor) -> tuple[Tensor, Tensor]:
+    """Return the buffers for the image and the pixel threshold, which validation sets; NaN where it has not."""
+    return post_processor._image_threshold, post_processor._pixel_threshold
 
-    Args:
-        threshold_metric: Metric that finds the thresholds during validation.
-        **settings: anomalib's own arguments.
-    """
 
-    def __init__(self, threshold_metric: type[F1AdaptiveThreshold], **settings: Any) -> None:
-        super().__init__(**settings)
-        self._image_threshold_metric = threshold_metric(fields=["pred_score", "gt_label"], strict=False)
-        self._pixel_threshold_metric = threshold_metric(fields=["anomaly_map", "gt_mask"], strict=False)
+def threshold_metrics(post_processor: PostProcessor) -> tuple[F1AdaptiveThreshold, F1AdaptiveThreshold]:
+    """Return the metrics that find the image and the pixel threshold during validation."""
+    return post_processor._image_threshold_metric, post_processor._pixel_threshold_metric
 
-    @property
-    def validated_image_threshold(self) -> Tensor:
-        """Threshold of images that validation data set; NaN where there were none."""
-        return self._image_threshold
 
-    @property
-    def validated_pixel_threshold(self) -> Tensor:
-        """Threshold of pixels that validation data set; NaN where there were none."""
-        return self._pixel_threshold
+def range_metrics(post_processor: PostProcessor) -> tuple[MinMax, MinMax]:
+    """Return the metrics that find the range of image and of pixel scores during validation."""
+    return post_processor._image_min_max_metric, post_processor._pixel_min_max_metric
 
-    @property
-    def setting_names(self) -> tuple[str, ...]:
-        """Names of the attributes that a checkpoint holds."""
-        return ()
 
-    @property
-    def _checkpoint_config_keys(self) -> tuple[str, ...]:
-        return (*super()._checkpoint_config_keys, *self.setting_names)
-
-    def normalize(self, scores: Tensor, threshold: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """Return normalized scores; ``low`` and ``high`` are the range of the validation scores."""
-        return super()._normalize(scores, low, high, threshold)
-
-    def _normalize(  # type: ignore[override] # a static method there
-        self, preds: Tensor | None, norm_min: Tensor, norm_max: Tensor, threshold: Tensor
-    ) -> Tensor | None:
-        return None if preds is None else self.normalize(preds, threshold, norm_min, norm_max)
+def replace_threshold_metrics(post_processor: PostProcessor, metric: type[F1AdaptiveThreshold]) -> None:
+    """Find both thresholds with another metric than anomalib's."""
+    image, pixel = threshold_metrics(post_processor)
+    post_processor._image_threshold_metric = metric(fields=image.fields, strict=False)
+    post_processor._pixel_threshold_metric = metric(fields=pixel.fields, strict=False)

@@ -157,10 +157,10 @@ def _adapt(adaptation: Adaptation, tokens: Tensor, text_bank: TextBank | None = 
 
 
 def _random_states() -> dict[str, object]:
-    _, key, *position = np.random.get_state()  # noqa: NPY002
+    numpy_state = np.random.get_state(legacy=False)  # noqa: NPY002
     return {
         "torch": torch.get_rng_state().tolist(),
-        "numpy": (key.tolist(), *position),
+        "numpy": repr([(key, np.asarray(value).tolist()) for key, value in sorted(numpy_state["state"].items())]),
         "random": random.getstate(),
     }
 

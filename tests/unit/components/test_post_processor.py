@@ -1,306 +1,302 @@
-"""Thresholds with and without validation data, and normalization that keeps the order of scores."""
+"""Thresholds with and without validation data, the labels they give, and the settings of the post-processor."""
 
-import copy
-import math
+import pickle
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
 from anomalib.data import ImageBatch, InferenceBatch
-from anomalib.post_processing import PostProcessor
-from hypothesis import assume, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
-from torchmetrics.functional.classification import binary_auroc, binary_f1_score
 
 from anovl_plugin.components.normalization import normalize
 from anovl_plugin.components.post_processor import ZeroShotPostProcessor
-from anovl_plugin.components.threshold import MidwayThreshold, move_off_score
-from anovl_plugin.config import loading_checkpoint
+from tests.helpers.reference_normalization import undo
 
-SCORES = st.floats(0, 1, width=32)
-INSIDE = st.floats(0.001, 0.999, width=32)
-NAN = float("nan")
+SCORES = st.floats(0, 1, width=32, allow_subnormal=False)
+SIDE = 8
 
 
-def slow_normalize(score, threshold, low, high):
-    """Interpolate between the corners one by one, in double precision."""
-    corners = [(0.0, 0.0), (low, 0.1), (threshold, 0.5), (high, 0.9), (1.0, 1.0)]
-    corners = [(x, y) for x, y in corners if not math.isnan(x)]
-    corners = [(x, y) for x, y in corners if y != 0.1 or 0 < x < threshold]
-    corners = [(x, y) for x, y in corners if y != 0.9 or threshold < x < 1]
-    for (x0, y0), (x1, y1) in zip(corners, corners[1:], strict=False):
-        if x0 <= score <= x1 and x1 > x0:
-            return y0 + (score - x0) * (y1 - y0) / (x1 - x0)
-    return 0.0 if score <= 0 else 1.0
-
-
-def normalized(scores, threshold, low=NAN, high=NAN):
-    return normalize(torch.as_tensor(scores), *(torch.tensor(number) for number in (threshold, low, high)))
-
-
-def validated(scores, labels, **options):
-    """Return a post-processor that has seen validation images; their maps are constant."""
-    post = ZeroShotPostProcessor(**options)
-    scores = torch.as_tensor(scores, dtype=torch.float32)
-    batch = ImageBatch(
-        image=torch.rand(len(scores), 3, 4, 4),
-        gt_label=torch.as_tensor(labels),
-        pred_score=scores,
-        anomaly_map=scores[:, None, None].expand(-1, 4, 4).clone(),
-        gt_mask=torch.as_tensor(labels)[:, None, None].expand(-1, 4, 4).clone(),
+def batch_of(scores, maps=None, labels=None, masks=None):
+    """Make a batch whose maps and masks have one value an image."""
+    spread = lambda values: torch.tensor(values).float()[:, None, None].repeat(1, SIDE, SIDE)  # noqa: E731
+    return ImageBatch(
+        image=torch.zeros(len(scores), 3, SIDE, SIDE),
+        pred_score=torch.tensor(scores),
+        anomaly_map=spread(scores if maps is None else maps),
+        gt_label=None if labels is None else torch.tensor(labels),
+        gt_mask=None if masks is None else spread(masks),
     )
-    post.on_validation_batch_end(None, None, batch)
-    post.on_validation_epoch_end(None, None)
+
+
+def validated(*batches, **settings):
+    post = ZeroShotPostProcessor(**settings)
+    validate(post, *batches)
     return post
 
 
-@given(score=SCORES, threshold=INSIDE, low=SCORES, high=SCORES)
-def test_normalization_equals_interpolation_one_by_one(score, threshold, low, high):
-    found = normalized([score], threshold, low, high)
-    assert found.item() == pytest.approx(slow_normalize(score, threshold, low, high), abs=2e-6)
+def validate(post, *batches):
+    for batch in batches:
+        post.on_validation_batch_end(None, None, batch)
+    post.on_validation_epoch_end(None, None)
 
 
-@given(scores=st.lists(SCORES, min_size=2, max_size=9), threshold=INSIDE, low=SCORES, high=SCORES)
-def test_normalization_keeps_the_order_and_the_labels(scores, threshold, low, high):
-    raw = torch.tensor(sorted(scores))
-    found = normalized(raw, threshold, low, high)
-    assert ((found >= 0) & (found <= 1)).all()
-    assert (found.diff() >= 0).all()
-    assert (found.diff()[raw.diff() >= 1e-6] > 0).all()
-    assert torch.equal(found > 0.5, raw > torch.tensor(threshold))
-
-
-@given(scores=st.lists(SCORES, min_size=2, max_size=9), labels=st.data(), sensitivity=st.floats(0.01, 0.99))
-@settings(deadline=None)
-def test_any_validation_set_and_sensitivity_keep_the_order_and_the_labels(scores, labels, sensitivity):
-    drawn = labels.draw(st.lists(st.integers(0, 1), min_size=len(scores), max_size=len(scores)))
-    post = validated(scores, drawn, image_sensitivity=sensitivity, pixel_sensitivity=sensitivity)
-    raw = torch.tensor(sorted([*scores, 0.0, 0.25, 0.5, 0.75, 1.0]))
-    maps = raw[:, None, None, None]
-    found = post(InferenceBatch(pred_score=raw, anomaly_map=maps))
-    for values, result in ((raw, found.pred_score), (raw, found.anomaly_map.flatten())):
-        assert (result.diff() >= 0).all()
-        assert (result.diff()[values.diff() >= 1e-5] > 0).all()
-    # More is abnormal with more sensitivity, and at 0.5 exactly what is above the threshold.
-    assert torch.equal(found.pred_label, found.pred_score > 1 - torch.tensor(sensitivity))
-    half = validated(scores, drawn)
-    assert torch.equal(half(InferenceBatch(pred_score=raw, anomaly_map=maps)).pred_label, raw > half.image_threshold)
-
-
-@given(scores=st.lists(st.floats(0.01, 0.99, width=32), min_size=4, max_size=30), threshold=INSIDE, data=st.data())
-def test_auroc_does_not_change(scores, threshold, data):
-    labels = torch.tensor(data.draw(st.lists(st.integers(0, 1), min_size=len(scores), max_size=len(scores))))
-    assume(0 < labels.sum() < len(labels))
-    raw = (torch.tensor(scores) * 1e4).round() / 1e4
-    assert_close(binary_auroc(normalized(raw, threshold, 0.4, 0.6), labels), binary_auroc(raw, labels), rtol=0, atol=0)
-
-
-def test_different_scores_stay_different_where_anomalib_merges_them():
-    scores = torch.linspace(0.0, 1.0, 50)
-    numbers = [torch.tensor(number) for number in (0.4, 0.6, 0.55)]
-    assert len(PostProcessor._normalize(scores, *numbers).unique()) < 50
-    assert len(normalized(scores, 0.55, 0.4, 0.6).unique()) == 50
-
-
-@pytest.mark.parametrize(("threshold", "low", "high"), [(0.3, 0.3, 0.3), (1e-6, 0.0, 1.0), (1 - 1e-6, 0.2, 0.4)])
-def test_degenerate_ranges_keep_the_order(threshold, low, high):
-    raw = torch.linspace(0, 1, 101)
-    found = normalized(raw, threshold, low, high)
-    assert (found.diff() > 0).all()
-    assert torch.equal(found > 0.5, raw > threshold)
-
-
-def test_differences_near_the_threshold_stay_visible():
-    near = normalized([0.64, 0.65, 0.66], 0.65, 0.3, 0.9)
-    assert (near.diff() > 0.01).all()
-
-
-def test_half_precision_is_widened():
-    assert normalized(torch.tensor([0.5], dtype=torch.float16), 0.5).dtype == torch.float32
+def looked_at(post, scores):
+    """Return what the engine, and what an exported model, makes of scores."""
+    scores = torch.as_tensor(scores)
+    batch = ImageBatch(image=torch.zeros(len(scores), 3, 1, 1), pred_score=scores, anomaly_map=scores[:, None, None])
+    post.on_predict_batch_end(None, None, batch)
+    forward = post(InferenceBatch(pred_score=scores, anomaly_map=scores[:, None, None, None]))
+    for name in ("pred_score", "pred_label", "anomaly_map", "pred_mask"):
+        one, other = getattr(batch, name), getattr(forward, name)
+        if one is None or other is None:
+            assert one is other
+        else:
+            assert_close(torch.as_tensor(one).flatten(), other.flatten(), rtol=0, atol=0)
+    return forward
 
 
 def test_without_validation_scores_stay():
     maps, scores = torch.rand(3, 1, 4, 4), torch.tensor([0.2, 0.5, 0.7])
     found = ZeroShotPostProcessor()(InferenceBatch(pred_score=scores, anomaly_map=maps))
-    assert_close(found.pred_score, scores)
-    assert_close(found.anomaly_map, maps)
+    assert_close(found.pred_score, scores, rtol=0, atol=0)
+    assert_close(found.anomaly_map, maps, rtol=0, atol=0)
     assert found.pred_label.tolist() == [False, False, True]
     assert_close(found.pred_mask, maps > 0.5)
 
 
-def test_the_threshold_lies_midway_below_the_lowest_abnormal_score():
-    post = validated([0.1, 0.2, 0.6, 0.7], [0, 0, 1, 1])
-    assert post.image_threshold.item() == post.pixel_threshold.item() == pytest.approx(0.4)
-    assert (post.image_min.item(), post.image_max.item()) == pytest.approx((0.1, 0.7))
-
-
-def test_the_f1_of_a_separable_set_is_1():
-    scores, labels = torch.tensor([0.1, 0.2, 0.6, 0.7]), torch.tensor([0, 0, 1, 1])
-    found = validated(scores, labels)(InferenceBatch(pred_score=scores, anomaly_map=scores[:, None, None, None]))
-    assert binary_f1_score(found.pred_label.int(), labels) == 1
-
-
-@given(st.lists(st.tuples(st.integers(1, 999), st.booleans()), min_size=2, max_size=20, unique_by=lambda pair: pair[0]))
-@settings(deadline=None)
-def test_no_validation_image_changes_its_label_with_the_last_bits_of_its_score(pairs):
-    scores = torch.tensor([pair[0] / 1000 for pair in pairs])
-    labels = torch.tensor([int(pair[1]) for pair in pairs])
-    post = validated(scores, labels)
-    results = [
-        post(InferenceBatch(pred_score=scores + noise, anomaly_map=scores[:, None, None, None])).pred_label
-        for noise in (-1e-6, 0, 1e-6)
-    ]
-    assert torch.equal(results[0], results[1])
-    assert torch.equal(results[1], results[2])
-
-
-def test_only_normal_images_are_all_normal():
-    scores = torch.tensor([0.1, 0.4, 0.4001])
-    post = validated(scores, [0, 0, 0])
-    assert 0.4001 < post.image_threshold.item() < 0.402
-    assert not post(InferenceBatch(pred_score=scores, anomaly_map=scores[:, None, None, None])).pred_label.any()
-
-
-def test_only_abnormal_images_are_all_abnormal():
-    scores = torch.tensor([0.3, 0.4, 0.9])
-    found = validated(scores, [1, 1, 1])(InferenceBatch(pred_score=scores, anomaly_map=scores[:, None, None, None]))
-    assert found.pred_label.all()
-
-
-@given(st.lists(SCORES, min_size=1, max_size=9), st.data())
-def test_a_threshold_is_moved_between_scores(scores, data):
-    threshold = data.draw(st.sampled_from(scores))
-    labels = torch.tensor(data.draw(st.lists(st.integers(0, 1), min_size=len(scores), max_size=len(scores))))
-    raw = torch.tensor(scores)
-    threshold = raw.amax() if not labels.any() else torch.tensor(threshold)
-    moved = move_off_score(threshold, raw, labels)
-    assert 0 <= moved <= 1
-    expected = raw > threshold if not labels.any() else raw >= threshold
-    if threshold not in {0.0, 1.0}:
-        assert torch.equal(raw > moved, expected)
-
-
-def test_the_metric_works_on_scores_of_several_processes():
-    """torchmetrics leaves one tensor instead of a list where processes have exchanged scores."""
-    metric = MidwayThreshold(fields=["pred_score", "gt_label"], strict=False)
-    scores, labels = torch.tensor([0.1, 0.2, 0.6, 0.7]), torch.tensor([0, 0, 1, 1])
-    metric.update(ImageBatch(image=torch.rand(4, 3, 4, 4), pred_score=scores, gt_label=labels))
-    metric.preds, metric.target = torch.cat(metric.preds), torch.cat(metric.target)
-    assert metric.compute().item() == pytest.approx(0.4)
-
-
-def test_reset_starts_again_and_keeps_fixed_thresholds():
-    post = validated([0.1, 0.2, 0.6, 0.7], [0, 0, 1, 1], pixel_threshold=0.8)
-    post.reset()
-    assert post.image_threshold == 0.5
-    assert post.pixel_threshold.item() == pytest.approx(0.8)
-    assert post(InferenceBatch(pred_score=torch.tensor([0.3]), anomaly_map=None)).pred_score.item() == pytest.approx(
-        0.3
-    )
-
-
-@pytest.mark.parametrize(("matching", "expected"), [(False, 0.5), (True, 0.4)])
-def test_threshold_matching(matching, expected):
-    post = ZeroShotPostProcessor(enable_threshold_matching=matching)
-    batch = ImageBatch(
-        image=torch.rand(4, 3, 4, 4),
-        gt_label=torch.tensor([0, 0, 1, 1]),
-        pred_score=torch.tensor([0.1, 0.2, 0.6, 0.7]),
-        anomaly_map=torch.rand(4, 4, 4),
-    )
-    post.on_validation_batch_end(None, None, batch)
-    post.on_validation_epoch_end(None, None)
+def test_validation_sets_thresholds_and_ranges():
+    batch = batch_of([0.1, 0.2, 0.6, 0.7], [0.1, 0.2, 0.3, 0.4], [0, 0, 1, 1], [0, 0, 1, 1])
+    post = validated(batch)
     assert post.image_threshold.item() == pytest.approx(0.4)
-    assert post.pixel_threshold.item() == pytest.approx(expected)
+    assert (post.image_min.item(), post.image_max.item()) == pytest.approx((0.1, 0.7))
+    assert post.pixel_threshold.item() == pytest.approx(0.25)
+    assert (post.pixel_min.item(), post.pixel_max.item()) == pytest.approx((0.1, 0.4))
+
+
+@given(
+    st.lists(st.tuples(SCORES, st.integers(0, 1)), min_size=1, max_size=6),
+    st.lists(SCORES, min_size=1, max_size=9),
+    st.floats(0, 1),
+)
+def test_labels_are_those_of_the_scores_before_normalization(validation, scores, sensitivity):
+    numbers, labels = zip(*validation, strict=True)
+    post = validated(batch_of(numbers, labels=labels), image_sensitivity=sensitivity)
+    scores = sorted(scores)
+    found = looked_at(post, scores)
+    assert (found.pred_score.diff() >= 0).all()
+    if sensitivity == 0.5:
+        assert_close(found.pred_label, torch.tensor(scores) > post.image_threshold)
+    cut = undo(1 - sensitivity, post.image_threshold.item(), post.image_min.item(), post.image_max.item())
+    for score, label in zip(scores, found.pred_label.tolist(), strict=True):
+        assert label == (score > cut) or abs(score - cut) < 2e-6
+
+
+def test_half_sensitivity_is_at_the_threshold():
+    post = validated(batch_of([0.1, 0.2, 0.6, 0.7], labels=[0, 0, 1, 1]))
+    threshold = post.image_threshold
+    up, down = (threshold.nextafter(torch.tensor(end)) for end in (1.0, 0.0))
+    assert looked_at(post, torch.stack([down, threshold, up])).pred_label.tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize(("sensitivity", "labels"), [(0, [0, 0, 0]), (0.2, [0, 0, 1]), (0.8, [0, 1, 1]), (1, [1] * 3)])
+def test_sensitivity_moves_the_threshold(sensitivity, labels):
+    post = validated(batch_of([0.1, 0.2, 0.6, 0.7], labels=[0, 0, 1, 1]), image_sensitivity=sensitivity)
+    assert looked_at(post, [0.15, 0.4, 0.7]).pred_label.int().tolist() == labels
+
+
+def test_the_image_at_the_best_f1_is_abnormal_in_any_batch():
+    post = validated(batch_of([0.3, 0.6], labels=[0, 1]))
+    found = looked_at(post, [0.3 - 1e-6, 0.3 + 1e-6, 0.6 - 1e-6, 0.6 + 1e-6])
+    assert found.pred_label.tolist() == [False, False, True, True]
+
+
+def test_no_normal_validation_image_is_abnormal_in_any_batch():
+    post = validated(batch_of([0.3, 0.6], labels=[0, 0], masks=[0, 0]))
+    found = looked_at(post, [0.6 - 1e-4, 0.6, 0.6 + 1e-4, 0.602])
+    assert found.pred_label.tolist() == found.pred_mask.flatten().tolist() == [False] * 3 + [True]
+
+
+@pytest.mark.parametrize("normalizing", [True, False])
+@pytest.mark.parametrize("labeling", [True, False])
+def test_each_half_can_be_disabled(normalizing, labeling):
+    batch = batch_of([0.1, 0.2, 0.6, 0.7], labels=[0, 0, 1, 1])
+    found = looked_at(
+        validated(batch, enable_normalization=normalizing, enable_thresholding=labeling), [0.1, 0.45, 0.7]
+    )
+    expected = (0.4 if labeling else 0.5) if normalizing else None
+    if normalizing:
+        numbers = torch.tensor([expected, 0.1, 0.7])
+        assert_close(found.pred_score, normalize(torch.tensor([0.1, 0.45, 0.7]), *numbers))
+    else:
+        assert found.pred_score.tolist() == pytest.approx([0.1, 0.45, 0.7])
+    # The threshold is 0.4 even where scores are returned as they were.
+    assert (found.pred_label.tolist() if labeling else found.pred_label) == ([False, True, True] if labeling else None)
+
+
+def test_labels_and_masks_of_the_model_stay():
+    batch = batch_of([0.2, 0.8])
+    batch.pred_label, batch.pred_mask = torch.tensor([True, False]), torch.ones(2, SIDE, SIDE, dtype=torch.bool)
+    ZeroShotPostProcessor().post_process_batch(batch)
+    assert batch.pred_label.tolist() == [True, False]
+    assert batch.pred_mask.all()
+
+
+def test_maps_alone_give_image_scores_and_nothing_is_an_error():
+    maps = torch.rand(2, 1, 4, 4)
+    found = ZeroShotPostProcessor()(InferenceBatch(anomaly_map=maps))
+    assert_close(found.pred_score.flatten(), maps.amax((1, 2, 3)))
+    scores_alone = ZeroShotPostProcessor()(InferenceBatch(pred_score=torch.tensor([0.7])))
+    assert scores_alone.pred_label.all()
+    assert scores_alone.pred_mask is None
+    with pytest.raises(ValueError, match=r"^predictions have neither pred_score nor anomaly_map; pass at least one"):
+        ZeroShotPostProcessor()(InferenceBatch())
+
+
+def test_matching_uses_the_image_threshold_for_pixels_without_masks():
+    batch = batch_of([0.1, 0.2, 0.6, 0.7], [0.2, 0.3, 0.8, 0.9], labels=[0, 0, 1, 1])
+    assert validated(batch).pixel_threshold == 0.5
+    matched = validated(batch, enable_threshold_matching=True)
+    assert matched.pixel_threshold == matched.image_threshold == pytest.approx(0.4)
+    # The range is that of the pixels.
+    assert matched.pixel_max.item() == pytest.approx(0.9)
+    assert ZeroShotPostProcessor(enable_threshold_matching=True).pixel_threshold == 0.5
+
+
+def test_matching_leaves_known_thresholds_alone():
+    batch = batch_of([0.1, 0.2, 0.6, 0.7], [0.1, 0.2, 0.3, 0.4], [0, 0, 1, 1], [0, 0, 1, 1])
+    assert validated(batch, enable_threshold_matching=True).pixel_threshold.item() == pytest.approx(0.25)
+    fixed = ZeroShotPostProcessor(enable_threshold_matching=True, pixel_threshold=0.7)
+    assert fixed.image_threshold.item() == fixed.pixel_threshold.item() == pytest.approx(0.7)
 
 
 def test_given_thresholds_become_half_whatever_validation_said():
-    processor = validated([0.1, 0.9], [0, 1], image_threshold=0.6, pixel_threshold=0.8)
-    found = processor(InferenceBatch(pred_score=torch.tensor([0.59, 0.6, 0.61]), anomaly_map=torch.tensor([0.4, 0.9])))
-    assert found.pred_label.tolist() == [False, False, True]
-    assert found.pred_score[1] == 0.5
-    assert found.pred_mask.tolist() == [False, True]
+    batch = batch_of([0.1, 0.2, 0.3, 0.4], labels=[0, 0, 1, 1], masks=[0, 0, 1, 1])
+    post = validated(batch, image_threshold=0.6, pixel_threshold=0.8)
+    found = looked_at(post, [0.59, 0.6, 0.61, 0.8, 0.81])
+    assert found.pred_label.tolist() == [False, False, True, True, True]
+    assert found.pred_mask.flatten().tolist() == [False, False, False, False, True]
+    assert found.pred_score[1] == found.anomaly_map.flatten()[3] == 0.5
 
 
-def test_given_thresholds_are_saved_and_win_over_saved_ones():
-    saved = ZeroShotPostProcessor(image_threshold=0.6).checkpoint_config()
-    for own, expected in ((None, 0.6), (0.7, 0.7)):
-        processor = ZeroShotPostProcessor(image_threshold=own)
-        processor.load_checkpoint_config(saved)
-        assert processor.image_threshold.item() == pytest.approx(expected)
-        assert processor.pixel_threshold.item() == 0.5
+def test_reset_forgets_validation_but_not_given_thresholds():
+    batch = batch_of([0.1, 0.2, 0.6, 0.7], labels=[0, 0, 1, 1], masks=[0, 0, 1, 1])
+    post = validated(batch, pixel_threshold=0.6)
+    # A run that was cut off leaves scores behind.
+    post.on_validation_batch_end(None, None, batch_of([0.9, 0.8], labels=[0, 1], masks=[0, 1]))
+    post.reset()
+    assert post.image_threshold == 0.5
+    assert post.pixel_threshold.item() == pytest.approx(0.6)
+    scores = torch.tensor([0.01, 0.4, 0.99])
+    assert_close(looked_at(post, scores).pred_score, scores, rtol=0, atol=0)
+    validate(post, batch)
+    assert post.image_threshold.item() == pytest.approx(0.4)
+    assert post.image_max.item() == pytest.approx(0.7)
 
 
-def test_settings_come_from_the_checkpoint_unless_they_contradict_it():
-    saved = ZeroShotPostProcessor(image_sensitivity=0.7, enable_normalization=False).checkpoint_config()
-    processor = ZeroShotPostProcessor()
-    processor.load_checkpoint_config(saved)
-    assert (processor.image_sensitivity, processor.enable_normalization) == (0.7, False)
-    message = "^image_sensitivity of the post_processor is 0.6, but the checkpoint was made with 0.7; leave it out, or"
-    with pytest.raises(ValueError, match=message):
-        ZeroShotPostProcessor(image_sensitivity=0.6).load_checkpoint_config(saved)
-    with loading_checkpoint():
-        processor = ZeroShotPostProcessor(image_sensitivity=0.6)
-        processor.load_checkpoint_config(saved)
-    assert (processor.image_sensitivity, processor.enable_normalization) == (0.6, False)
-
-
-@pytest.mark.parametrize(
-    ("config", "error"),
-    [
-        ({"image_sensitivity": "0.7"}, TypeError),
-        ({"pixel_sensitivity": 7}, ValueError),
-        ({"enable_thresholding": 1}, TypeError),
-        ({"fixed_image_threshold": NAN}, ValueError),
-    ],
-)
-def test_settings_of_a_checkpoint_are_checked(config, error):
-    saved = ZeroShotPostProcessor().checkpoint_config() | config
-    with pytest.raises(error, match=r" is .*, but must be "):
-        ZeroShotPostProcessor().load_checkpoint_config(saved)
-
-
-BOOLEANS = ("enable_normalization", "enable_thresholding", "enable_threshold_matching")
+FLAGS = ("enable_normalization", "enable_thresholding", "enable_threshold_matching")
 SENSITIVITIES = ("image_sensitivity", "pixel_sensitivity")
 THRESHOLDS = ("image_threshold", "pixel_threshold")
-WRONG = [
-    *((name, value, TypeError, "true or false") for name in BOOLEANS for value in (None, 1, 0.0, "false", "true", [])),
-    *((name, v, TypeError, "a number from 0") for name in SENSITIVITIES for v in (None, True, "0.5", b"1", [0.5], 1j)),
-    *((name, v, ValueError, "a number from 0") for name in SENSITIVITIES for v in (-0.1, 1.1, 50, NAN, float("inf"))),
-    *((name, value, TypeError, "a score between 0") for name in THRESHOLDS for value in (True, "0.5", b"1", [0.5])),
-    *(
-        (name, value, ValueError, "a score between 0")
-        for name in THRESHOLDS
-        for value in (-0.1, 0, 1, 1.5, NAN, 10**30)
-    ),
+NO_NUMBERS = (True, "0.5", "false", b"0.5", [0.5], (0.5,), {}, 0.5j, torch.tensor(0.5), np.array([0.5, 0.5]), object())
+OUTSIDE = (-0.1, 1.5, 10**400, float("nan"), float("inf"), np.float32("nan"))
+BAD = [
+    *((names, value, TypeError) for names in (SENSITIVITIES, THRESHOLDS) for value in NO_NUMBERS),
+    (SENSITIVITIES, None, TypeError),
+    *((FLAGS, value, TypeError) for value in (None, 0, 1, 0.0, "false", "True", b"", [], np.array([True, False]))),
+    *((names, value, ValueError) for names in (SENSITIVITIES, THRESHOLDS) for value in OUTSIDE),
+    # In float32 the last of these are 0 and 1.
+    *((THRESHOLDS, value, ValueError) for value in (0, 1, 0.0, 1.0, 1e-50, 1 - 1e-9)),
 ]
+EXPECTED = {
+    (FLAGS, TypeError): r", but must be a bool; use True or False$",
+    (SENSITIVITIES, TypeError): r", but must be a number from 0 to 1; the default is 0\.5$",
+    (THRESHOLDS, TypeError): r", but must be a number between 0 and 1, or None for the threshold of the validation",
+    (SENSITIVITIES, ValueError): r", but must lie in \[0, 1\]; the default is 0\.5$",
+    (THRESHOLDS, ValueError): r", but must lie between 0 and 1, as scores do; leave it out to use 0\.5$",
+}
 
 
-@pytest.mark.parametrize(("name", "value", "error", "message"), WRONG)
-def test_a_wrong_argument_is_an_error_of_one_line(name, value, error, message):
-    with pytest.raises(error, match=rf"^{name} is .*, but must be {message}") as caught:
-        ZeroShotPostProcessor(**{name: value})
-    assert "\n" not in str(caught.value)
+@pytest.mark.parametrize(("names", "value", "kind"), BAD)
+def test_bad_settings_are_named(names, value, kind):
+    for name in names:
+        with pytest.raises(kind, match=f"^{name} is .+{EXPECTED[names, kind]}") as info:
+            ZeroShotPostProcessor(**{name: value})
+        assert "\n" not in str(info.value)
+        assert len(str(info.value)) < 200
+        with pytest.raises(kind, match=f"^the checkpoint's {name} is .+{EXPECTED[names, kind]}"):
+            ZeroShotPostProcessor().load_checkpoint_config({name: value})
 
 
-@pytest.mark.parametrize("value", [np.float32(0.25), np.float64(0.25), torch.tensor(0.25).item()])
-def test_numpy_numbers_become_plain(value):
-    post = ZeroShotPostProcessor(image_threshold=value, image_sensitivity=value)
-    assert type(post.fixed_image_threshold) is type(post.image_sensitivity) is float
+def test_messages_show_the_value():
+    for value, shown in [("false", "'false'"), (10**9, "1000000000"), (10**6000, "a huge int"), (float("nan"), "nan")]:
+        with pytest.raises((TypeError, ValueError), match=f"^image_sensitivity is {shown}, but must"):
+            ZeroShotPostProcessor(image_sensitivity=value)
 
 
-def test_limits_of_sensitivity():
-    scores = torch.tensor([0.01, 0.5, 0.99])
-    for sensitivity, expected in ((0, False), (1, True)):
-        post = ZeroShotPostProcessor(image_sensitivity=sensitivity)
-        labels = post(InferenceBatch(pred_score=scores, anomaly_map=None)).pred_label
-        assert labels.tolist() == [expected] * 3
+@pytest.mark.parametrize("value", [0.3, np.float32(0.3), np.float64(0.3), Fraction(3, 10)])
+def test_numbers_of_any_kind_become_floats(value):
+    post = ZeroShotPostProcessor(image_sensitivity=value, pixel_threshold=value)
+    for number in (post.image_sensitivity, post.fixed_pixel_threshold):
+        assert type(number) is float
+        assert number == pytest.approx(0.3)
 
 
-def test_a_copy_is_independent():
-    post = validated([0.1, 0.9], [0, 1])
-    other = copy.deepcopy(post)
-    other.reset()
-    assert post.image_threshold.item() == pytest.approx(0.5)
-    assert not post.image_min.isnan()
+@pytest.mark.parametrize("value", [0, 1, np.int64(1), 1e-6])
+def test_sensitivities_may_be_at_their_ends(value):
+    assert ZeroShotPostProcessor(image_sensitivity=value).image_sensitivity == value
+
+
+GIVEN = {
+    "enable_normalization": False,
+    "enable_thresholding": False,
+    "enable_threshold_matching": True,
+    "image_sensitivity": 0.7,
+    "pixel_sensitivity": 0.8,
+    "image_threshold": 0.6,
+    "pixel_threshold": 0.4,
+}
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_settings_come_from_a_checkpoint_unless_they_are_given(name):
+    saved = ZeroShotPostProcessor(**GIVEN).checkpoint_config()
+    assert saved == GIVEN
+    default = ZeroShotPostProcessor()
+    default.load_checkpoint_config(saved)
+    assert default.checkpoint_config() == GIVEN
+    other = not GIVEN[name] if isinstance(GIVEN[name], bool) else 0.2
+    if name.startswith("enable"):
+        # A default cannot be told from nothing given, so the checkpoint has the default here.
+        saved, other = ZeroShotPostProcessor().checkpoint_config(), GIVEN[name]
+    given_one = ZeroShotPostProcessor(**{name: other})
+    given_one.load_checkpoint_config(saved)
+    assert given_one.checkpoint_config() == saved | {name: other}
+
+
+def test_a_second_checkpoint_replaces_the_first():
+    post = ZeroShotPostProcessor()
+    for value in (0.6, None, 0.7):
+        post.load_checkpoint_config(ZeroShotPostProcessor(image_threshold=value).checkpoint_config())
+        assert post.image_threshold.item() == pytest.approx(value or 0.5)
+
+
+def test_thresholds_of_a_run_are_in_the_state():
+    post = validated(batch_of([0.1, 0.2, 0.6, 0.7], labels=[0, 0, 1, 1]))
+    other = ZeroShotPostProcessor()
+    other.load_state_dict(post.state_dict())
+    scores = torch.linspace(0, 1, 20)
+    for one, two in zip(looked_at(post, scores), looked_at(other, scores), strict=True):
+        assert_close(one, two, rtol=0, atol=0)
+    copied = pickle.loads(pickle.dumps(post))  # noqa: S301, its own bytes
+    assert copied.image_threshold == post.image_threshold
+
+
+@pytest.mark.parametrize("value", [7.0, -1.0, float("inf")])
+def test_thresholds_of_another_scale_are_refused(value):
+    state = ZeroShotPostProcessor().state_dict()
+    for name in state:
+        said = rf"^the checkpoint's {name.lstrip('_')} is .+, but scores lie in \[0, 1\]"
+        with pytest.raises(ValueError, match=said):
+            ZeroShotPostProcessor().load_state_dict(state | {name: torch.tensor(value)})
