@@ -14,8 +14,8 @@ import torch
 from torch.testing import assert_close
 
 from anovl_plugin.torch_model import AnoVLModel
-from tests.helpers.architectures import ARCHITECTURES, TINY
 from tests.helpers import reference
+from tests.helpers.architectures import ARCHITECTURES, TINY
 
 FOLDER = os.environ.get("ANOVL_OLD_OPEN_CLIP")
 ROOT = Path(__file__).parents[2]

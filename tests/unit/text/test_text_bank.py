@@ -10,8 +10,8 @@ from anovl_plugin.text.prompts import prompt_ensemble
 from anovl_plugin.text.text_bank import TextBank, hash_prompts, state_embedding
 from anovl_plugin.text.text_tower import TextTower
 from anovl_plugin.vision.backbone import load_backbone
-from tests.helpers.architectures import TINY
 from tests.helpers import reference
+from tests.helpers.architectures import TINY
 
 WITHIN = {"atol": 1e-5, "rtol": 0}
 CASTS = {
@@ -155,6 +155,6 @@ def test_a_copy_is_a_bank_of_its_own(filled):
 def test_damaged_embeddings_are_an_error(square_tower, monkeypatch):
     monkeypatch.setattr(square_tower, "encode", lambda prompts: torch.full((len(prompts), 24), float("nan")))
     bank = TextBank()
-    with pytest.raises(ValueError, match="^the text bank of 'bottle' holds NaN or infinite values, so the weights or"):
+    with pytest.raises(ValueError, match=r"^the text bank of 'bottle' holds NaN or infinite values, so the weights or"):
         bank.build(square_tower, "bottle")
     assert not bank.is_built

@@ -10,8 +10,8 @@ from torch.testing import assert_close
 
 from anovl_plugin.text.text_tower import LazyTextTower, TextTower
 from anovl_plugin.vision.backbone import load_backbone
-from tests.helpers.architectures import TINY
 from tests.helpers import reference
+from tests.helpers.architectures import TINY
 
 WITHIN = {"atol": 1e-5, "rtol": 0}
 PROMPTS = ["a photo", "an industrial photo of a normal metal_nut without flaw for visual inspection", "rust", ""]

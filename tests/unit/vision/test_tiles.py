@@ -169,7 +169,7 @@ def test_errors(make, weights_of):
         with pytest.raises(ValueError, match=f"^tiles_per_side is {tiles_per_side!r}, but must be a number of tiles"):
             make(tiles_per_side=tiles_per_side)
     for tiles_per_side in (1.5, True, "strip", "2", [2]):
-        with pytest.raises(TypeError, match="^tiles_per_side is .*, but must be a number of tiles"):
+        with pytest.raises(TypeError, match=r"^tiles_per_side is .*, but must be a number of tiles"):
             make(tiles_per_side=tiles_per_side)
     with pytest.raises(ValueError, match=r"image_size is \(32, 48\), but tiles are square"):
         make(tiles_per_side=1, image_size=(32, 48))

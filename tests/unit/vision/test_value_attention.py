@@ -17,8 +17,8 @@ from anovl_plugin.vision.value_attention import (
     embed_patches,
     value_wise_forward,
 )
-from tests.helpers.architectures import TINY
 from tests.helpers import reference
+from tests.helpers.architectures import TINY
 
 WITHIN = {"atol": 1e-5, "rtol": 0}
 
