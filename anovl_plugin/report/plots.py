@@ -49,7 +49,8 @@ def draw_speed(name: str, results: pd.DataFrame) -> Figure | None:
     panels = np.atleast_1d(figure.subplots(1, len(measures)))
     for axes, measure in zip(panels, measures, strict=True):
         average = means(pivot(results, measure))
-        for index, (model, (accuracy, complete)) in enumerate(average.iterrows()):
+        for index, model in enumerate(map(str, average.index)):
+            accuracy, complete = average["mean"][model], average["complete"][model]
             label = model if complete else f"{model} (part of the categories)"
             face = GRAYS[index % len(GRAYS)] if complete else "none"
             marker = MARKERS[index % len(MARKERS)]
@@ -100,8 +101,8 @@ def draw_bars(axes: Axes, measure: Measure, table: pd.DataFrame) -> None:
     for index, model in enumerate(table.columns):
         places = np.arange(len(table)) + (index - (len(table.columns) - 1) / 2) * width
         values = 100 * table[model].to_numpy()
-        style = {"color": GRAYS[index % len(GRAYS)], "hatch": HATCHES[index % len(HATCHES)], "edgecolor": "white"}
-        axes.bar(places, np.nan_to_num(values), width, label=model, **style)
+        color, hatch = GRAYS[index % len(GRAYS)], HATCHES[index % len(HATCHES)]
+        axes.bar(places, np.nan_to_num(values), width, label=model, color=color, hatch=hatch, edgecolor="white")
         for place in places[np.isnan(values)]:
             axes.text(place, 1, MISSING, ha="center")
     axes.set_ylim(0, 100)

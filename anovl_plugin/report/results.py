@@ -149,7 +149,7 @@ def label_models(runs: pd.DataFrame) -> pd.Series:
         ['AnoVL', 'AnoVL, TextAdapter']
     """
     kinds = runs["model.class_path"].map(last_name).str.removeprefix("Benchmark")
-    settings = [c for c in runs if c.startswith("model.init_args.") or c in {"seed", "accelerator"}]
+    settings = [c for c in map(str, runs) if c.startswith("model.init_args.") or c in {"seed", "accelerator"}]
     labels = kinds.copy()
     for kind, group in runs[settings].groupby(kinds):
         # pandas writes whole numbers as 240.0 where some runs have none.
