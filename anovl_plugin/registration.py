@@ -50,7 +50,9 @@ class RegisteringLoader:
     def exec_module(self, module: ModuleType) -> None:
         """Run the module, and register AnoVL if that succeeds."""
         # The module keeps no trace of this class.
-        module.__spec__.loader = module.__loader__ = self.loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self.loader
+        module.__loader__ = self.loader
         # Not by its name below: a reload of this very file replaces it.
         running = _running
         running.append(module.__name__)
@@ -92,7 +94,7 @@ def install() -> None:
 
 
 def add_finder() -> None:
-    """Put the finder on ``sys.meta_path``, in the place of the one from the ``.pth`` file if that is there.
+    """Add the finder to ``sys.meta_path``, in the place of the one from the ``.pth`` file if there is one.
 
     The list may be in use by an import, here or in another thread, so no entry is removed or moved.
     """
@@ -129,7 +131,7 @@ def add_model() -> None:
     from anovl_plugin.lightning_model import AnoVL
 
     # Not an import: the package may still hold the previous one of two modules as its attribute.
-    host = sys.modules[HOST]
+    host: Any = sys.modules[HOST]
     # anomalib looks a class path up in the module it names, and in no other.
     host.ALLOWED_MODULES.update({PLUGIN, f"{PLUGIN}.benchmark"})
     host.AnoVL = AnoVL
@@ -142,7 +144,7 @@ def add_demo_data() -> None:
 
     from anovl_plugin.demo.datamodule import DemoSurfaces
 
-    anomalib.data.DemoSurfaces = DemoSurfaces
+    vars(anomalib.data)["DemoSurfaces"] = DemoSurfaces
 
 
 def attempt(what: str, add: Callable[[], None]) -> bool:

@@ -4,6 +4,8 @@
 ``Benchmark`` before its name. In a YAML file the class path is, for example, ``anovl_plugin.benchmark.BenchmarkPadim``.
 """
 
+from typing import Any
+
 from anovl_plugin.benchmark.evaluator import PaperEvaluator
 from anovl_plugin.benchmark.models import BenchmarkAnoVL, Benchmarked, benchmarked
 from anovl_plugin.benchmark.winclip import BenchmarkWinClip
@@ -20,9 +22,9 @@ def __getattr__(name: str) -> type:
     import anomalib.models
     from anomalib.models.components import AnomalibModule
 
-    model = getattr(anomalib.models, name.removeprefix("Benchmark"), None)
-    usable = isinstance(model, type) and issubclass(model, AnomalibModule)
-    if not name.startswith("Benchmark") or not usable:
+    model: Any = getattr(anomalib.models, name.removeprefix("Benchmark"), None)
+    is_model = isinstance(model, type) and issubclass(model, AnomalibModule)
+    if not name.startswith("Benchmark") or not is_model:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
     # Stored under its own name, so that it can be pickled for the processes of several GPUs.

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from anomalib.data import Batch
@@ -79,16 +79,23 @@ class PaperEvaluator(Evaluator):
         """Keep the scores and the ground truth of a batch, on the CPU."""
         del trainer, pl_module, outputs, batch_idx, dataloader_idx
         maps = None if batch.anomaly_map is None else batch.anomaly_map.squeeze(1)
-        fields = (batch.pred_score, batch.gt_label, maps, batch.gt_mask)
-        self._seen.append(TestSet(*(None if field is None else to_cpu(field) for field in fields)))
+        self._seen.append(
+            TestSet(
+                pred_score=to_cpu(cast("Tensor", batch.pred_score)),
+                gt_label=to_cpu(cast("Tensor", batch.gt_label)),
+                anomaly_map=None if maps is None else to_cpu(maps),
+                gt_mask=None if batch.gt_mask is None else to_cpu(batch.gt_mask),
+            )
+        )
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute and log all metrics."""
         del trainer, pl_module
         data = gather(self._seen)
         self._seen = []
-        for metric in self.test_metrics:
-            self.log(metric.name, evaluate(metric, data))
+        metrics: Any = self.test_metrics
+        for metric in metrics:
+            self.log(metric.name, evaluate(metric, data))  # type: ignore[operator] # the trainer sets it
 
 
 def to_cpu(field: Tensor) -> Tensor:
@@ -98,15 +105,19 @@ def to_cpu(field: Tensor) -> Tensor:
 
 def gather(parts: Sequence[TestSet]) -> TestSet:
     """Return batches as one, with scores in [0, 1]; a field that any batch lacks is ``None``."""
-    columns = [
-        None if any(part is None for part in column) else torch.cat(column) for column in zip(*parts, strict=True)
-    ]
-    score, label, maps, masks = columns
-    return TestSet(to_unit_range(score), label.int(), None if maps is None else to_unit_range(maps), masks)
+    scores, labels = torch.cat([part.pred_score for part in parts]), torch.cat([part.gt_label for part in parts])
+    maps, masks = join([part.anomaly_map for part in parts]), join([part.gt_mask for part in parts])
+    return TestSet(to_unit_range(scores), labels.int(), None if maps is None else to_unit_range(maps), masks)
 
 
-def evaluate(metric: AnomalibMetric, data: TestSet) -> float:
-    """Return a metric over a test set, NaN where it is undefined."""
+def join(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """Return the parts as one tensor, or ``None`` if any of them is ``None``."""
+    present = [part for part in parts if part is not None]
+    return torch.cat(present) if len(present) == len(parts) else None
+
+
+def evaluate(metric: Any, data: TestSet) -> float:
+    """Return one of :func:`paper_metrics` over a test set, NaN where it is undefined."""
     scores, truth = (getattr(data, field) for field in metric.fields)
     if scores is None or truth is None or truth.min() == truth.max():
         return math.nan

@@ -4,19 +4,25 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import new_class
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from anomalib import LearningType
 from anomalib.data import Batch
 from anomalib.models.components import AnomalibModule
 from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch import Tensor
 
 from anovl_plugin.benchmark.evaluator import PaperEvaluator
 from anovl_plugin.config import to_builtin
 from anovl_plugin.lightning_model import AnoVL
 
 PACKAGE = "anovl_plugin.benchmark"
+if TYPE_CHECKING:
+    # The methods that the mixin extends are those of the model that follows it.
+    _Model = AnomalibModule
+else:
+    _Model = object
 
 
 class Stopwatch:
@@ -54,7 +60,7 @@ class Stopwatch:
         return time.perf_counter()
 
 
-class Benchmarked:
+class Benchmarked(_Model):
     """Mixin that adds the benchmark's metrics and clock to a model; it must precede the model in the MRO.
 
     - The papers' metrics, on the model's raw scores: no post-processor, no pictures.
@@ -83,7 +89,8 @@ class Benchmarked:
     @property
     def trainer_arguments(self) -> dict[str, Any]:
         """The model's own; a zero-shot model is not validated, as there is no threshold to set."""
-        return {**super().trainer_arguments, **({"limit_val_batches": 0} if self._learns_nothing else {})}
+        own = super().trainer_arguments  # type: ignore[safe-super] # the model's
+        return {**own, **({"limit_val_batches": 0} if self._learns_nothing else {})}
 
     def val_dataloader(self) -> list:
         """Return no validation data.
@@ -132,7 +139,7 @@ class Benchmarked:
         if single or batch_idx > 0:
             with self._test_watch.running():
                 result = super().test_step(batch, batch_idx, *args, **kwargs)
-            self._timed_images += len(batch.image)
+            self._timed_images += len(cast("Tensor", batch.image))
         return result
 
     def on_test_epoch_end(self) -> None:
@@ -165,7 +172,7 @@ def benchmarked(model: type[AnomalibModule]) -> type[AnomalibModule]:
     return new_class(f"Benchmark{model.__name__}", (Benchmarked, model), exec_body=lambda body: body.update(members))
 
 
-class BenchmarkAnoVL(Benchmarked, AnoVL):
+class BenchmarkAnoVL(Benchmarked, AnoVL):  # type: ignore[misc] # AnoVL's own test_step ignores more arguments
     """AnoVL for the benchmark: its CLIP is loaded before the clock starts, as the other models' weights are.
 
     Args:

@@ -1,6 +1,7 @@
 """WinClip for the benchmark: with any CLIP, and with the category of the data as its class name."""
 
 from pathlib import Path
+from typing import Any
 
 from anomalib.metrics import Evaluator
 from anomalib.models.image import WinClip
@@ -42,8 +43,9 @@ class AnyClipWinClip(WinClip):
             pre_processor = PreProcessor(transform=Compose([resize, normalize]))
         # Not WinClip's own constructor, which would download the CLIP that anomalib hard-codes.
         super(WinClip, self).__init__(pre_processor, post_processor, evaluator, visualizer)
-        loaded.clip.visual = loaded.visual
-        self.model = GivenClipModel(loaded.clip, tuple(scales))
+        clip: Any = loaded.clip
+        clip.visual = loaded.visual
+        self.model = GivenClipModel(clip, tuple(scales))
         self.class_name = class_name
         self.k_shot = k_shot
         self.few_shot_source = Path(few_shot_source) if few_shot_source else None
@@ -55,11 +57,11 @@ class AnyClipWinClip(WinClip):
         The benchmark pipeline first sets up a zero-shot model without any data. anomalib's WinClip then chooses the
         class name "object" and keeps it.
         """
-        if self.class_name is not None or self.trainer.datamodule is not None:
+        if self.class_name is not None or getattr(self.trainer, "datamodule", None) is not None:
             super().setup(stage)
 
 
-class BenchmarkWinClip(Benchmarked, AnyClipWinClip):
+class BenchmarkWinClip(Benchmarked, AnyClipWinClip):  # type: ignore[misc] # as in every anomalib model
     """WinClip for the benchmark: with a CLIP of the user's choice, and the data's category as class name.
 
     anomalib hard-codes WinClip's CLIP. With ``backbone``, WinClip runs on another one, loaded as AnoVL loads it: both

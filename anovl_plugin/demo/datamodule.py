@@ -21,9 +21,12 @@ from anovl_plugin.hosts.anomalib import get_datasets_dir
 # Part of the default folder's name, so that these images are never mixed with those of another version.
 VERSION = 1
 SEED = 20231123
-NUM_TRAIN, NUM_GOOD, NUM_ABNORMAL = 30, 20, 5
 
 Category = Literal["brick", "grass", "gravel", "wood"]
+Split = Literal["train", "test"]
+# Normal images of each split, and abnormal test images of each kind of defect.
+NUM_NORMAL: dict[Split, int] = {"train": 30, "test": 20}
+NUM_ABNORMAL = 5
 
 
 class Photograph(NamedTuple):
@@ -42,7 +45,7 @@ class Photograph(NamedTuple):
     crop: int = 128
 
 
-PHOTOGRAPHS = {
+PHOTOGRAPHS: dict[Category, Photograph] = {
     "brick": Photograph("brick", (0, 512, 0, 200), (0, 512, 200, 512)),
     "grass": Photograph("grass", (0, 512, 0, 200), (0, 512, 200, 512)),
     "gravel": Photograph("gravel", (0, 512, 0, 200), (0, 512, 200, 512)),
@@ -68,6 +71,8 @@ class DemoSurfaces(MVTecAD):
         TypeError: If an argument has the wrong type.
         ValueError: If there is no such category, a number is out of range, or the root is not a folder.
     """
+
+    category: Category
 
     def __init__(
         self,
@@ -146,7 +151,7 @@ def whole_number(name: str, value: object, least: int, most: int) -> int:
     return int(value)
 
 
-def make_category(root: Path, category: str, seed: int = SEED) -> None:
+def make_category(root: Path, category: Category, seed: int = SEED) -> None:
     """Write the images of a category, all or none: an interrupted run leaves nothing behind.
 
     Args:
@@ -160,7 +165,7 @@ def make_category(root: Path, category: str, seed: int = SEED) -> None:
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root, prefix=".making-") as work:
         folder = Path(work) / category
-        for split, count in (("train", NUM_TRAIN), ("test", NUM_GOOD)):
+        for split, count in NUM_NORMAL.items():
             for index in range(count):
                 crop = crop_photograph(pixels, photograph, split, seeded(category, split, index, seed))
                 write_image(folder / split / "good" / f"{index:03d}.png", crop)
@@ -183,9 +188,7 @@ def seeded(category: str, kind: str, index: int, seed: int) -> np.random.Generat
     return default_rng([seed, index, *f"{category}/{kind}".encode()])
 
 
-def crop_photograph(
-    pixels: np.ndarray, photograph: Photograph, split: Literal["train", "test"], rng: np.random.Generator
-) -> np.ndarray:
+def crop_photograph(pixels: np.ndarray, photograph: Photograph, split: Split, rng: np.random.Generator) -> np.ndarray:
     """Return a random square, randomly flipped, from the part of a photograph that belongs to a split."""
     top, bottom, left, right = getattr(photograph, split)
     row = rng.integers(top, bottom - photograph.crop + 1)

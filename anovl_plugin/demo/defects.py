@@ -91,7 +91,7 @@ def paint_defect(image: Image, kind: str, rng: Generator) -> tuple[Image, Image]
         >>> bool((abnormal[~mask] == 0.5).all()), bool((abnormal[mask] != 0.5).all())
         (True, True)
     """
-    best, best_contrast = None, -1.0
+    best, best_contrast = (image, np.zeros(image.shape[:2], bool)), -1.0
     required = max(MIN_CONTRAST, float(image.std()))
     # A defect may fall on a background of its own color, or outside the image; the most visible of a few is kept.
     for _ in range(12):

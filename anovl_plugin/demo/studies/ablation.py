@@ -15,7 +15,7 @@ from rich.console import Console
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 
-from anovl_plugin.demo.datamodule import PHOTOGRAPHS, make_category
+from anovl_plugin.demo.datamodule import PHOTOGRAPHS, Category, make_category
 from anovl_plugin.demo.studies.evaluate import TestSet, read_test_set
 from anovl_plugin.scoring.adaptation import LinearAdapter, TextAdapter, adapt_tokens
 from anovl_plugin.scoring.image_score import CombinedScore, GlobalScore, ImageScore
@@ -41,7 +41,7 @@ def image_auroc(model: AnoVLModel, data: TestSet) -> float:
 
 
 @torch.inference_mode()
-def measure(models: dict[str, AnoVLModel], category: str, root: Path, seed: int) -> dict[str, float]:
+def measure(models: dict[str, AnoVLModel], category: Category, root: Path, seed: int) -> dict[str, float]:
     """Return the AUROCs of one category of one seed's data, in [0, 1], by the name of the row."""
     for model in models.values():
         model.build_text_bank(category, "texture")

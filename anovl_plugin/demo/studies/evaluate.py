@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from torchmetrics.functional.classification import binary_auroc
 from torchvision.transforms.v2.functional import normalize, resize
 
-from anovl_plugin.demo.datamodule import PHOTOGRAPHS, DemoSurfaces
+from anovl_plugin.demo.datamodule import PHOTOGRAPHS, Category, DemoSurfaces
 from anovl_plugin.scoring.scores import abnormality_margin, margin_map
 from anovl_plugin.torch_model import AnoVLModel
 from anovl_plugin.vision.value_attention import original_forward
@@ -58,7 +58,7 @@ class TestSet(NamedTuple):
     masks: Tensor
 
 
-def read_test_set(model: AnoVLModel, category: str, root: Path | None = None) -> TestSet:
+def read_test_set(model: AnoVLModel, category: Category, root: Path | None = None) -> TestSet:
     """Return the test images of a category of the demo data, at the size of a model."""
     datamodule = DemoSurfaces(root=root, category=category)
     datamodule.setup()
@@ -72,7 +72,7 @@ def read_test_set(model: AnoVLModel, category: str, root: Path | None = None) ->
 
 
 @torch.inference_mode()
-def evaluate_category(model: AnoVLModel, category: str, root: Path | None = None) -> Auroc:
+def evaluate_category(model: AnoVLModel, category: Category, root: Path | None = None) -> Auroc:
     """Return the AUROCs of one category of the demo data, which the prompts name as a texture."""
     model.build_text_bank(category, "texture")
     data = read_test_set(model, category, root)
@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument("--class-name", default="textile", help="what both folders show; default: textile")
     args = parser.parse_args()
     model = AnoVLModel("anovl-demo")
-    results = {category: evaluate_category(model, category, args.root) for category in PHOTOGRAPHS}
+    results: dict[str, Auroc] = {category: evaluate_category(model, category, args.root) for category in PHOTOGRAPHS}
     results["mean"] = Auroc(*torch.tensor(list(results.values())).mean(0).tolist())
     table = Table("surface", "image AUROC", "pixel AUROC", "pixel AUROC, original path")
     for category, auroc in results.items():
@@ -120,8 +120,8 @@ def main() -> None:
     console = Console()
     console.print(table)
     if args.normal and args.abnormal:
-        auroc = evaluate_folders(model, args.normal, args.abnormal, args.class_name)
-        console.print(f"{args.class_name}, {args.normal.name} against {args.abnormal.name}: image AUROC {auroc:.3f}")
+        area = evaluate_folders(model, args.normal, args.abnormal, args.class_name)
+        console.print(f"{args.class_name}, {args.normal.name} against {args.abnormal.name}: image AUROC {area:.3f}")
 
 
 if __name__ == "__main__":

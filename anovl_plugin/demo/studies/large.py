@@ -7,7 +7,7 @@ the hole, and the AUROC of pixels.
 
 import argparse
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -69,7 +69,8 @@ def make_image(surface: str, seed: int) -> LargeImage:
 def map_of(model: AnoVL, image: LargeImage) -> Tensor:
     """Return the map (H', W') of an image, as the engine computes it."""
     pixels = torch.from_numpy(image.pixels).permute(2, 0, 1)[None]
-    return model.model(model.pre_processor.transform(pixels)).anomaly_map[0, 0]
+    pre_processor: Any = model.pre_processor
+    return model.model(pre_processor.transform(pixels)).anomaly_map[0, 0]
 
 
 def peak_is_on(anomaly_map: Tensor, mask: np.ndarray) -> bool:

@@ -78,7 +78,7 @@ def stone_surface(size: int, rng: Generator) -> Image:
     spacing = rng.uniform(6, 22)
     count = int((size / spacing) ** 2 * 1.6) + 4
     points = rng.uniform(-spacing, size + spacing, (count, 2)).astype(np.float32)
-    pixels = np.stack(np.mgrid[:size, :size], -1).astype(np.float32)
+    pixels = np.stack([*np.mgrid[:size, :size]], -1).astype(np.float32)
     warp = np.stack([power_law_noise(size, rng, 1.5) - 0.5 for _ in range(2)], -1) * spacing * rng.uniform(0, 1)
     offsets = (pixels + warp)[:, :, None] - points
     distance = np.sqrt((offsets**2).sum(-1))
@@ -168,7 +168,7 @@ def outline(size: int, rng: Generator) -> Image:
         box = cv2.boxPoints((center, (axes[0] * 1.7, axes[1] * 1.7), angle)).astype(np.int32)
         cv2.fillPoly(canvas, [box], 1.0)
     elif kind == 2:
-        corners = cv2.ellipse2Poly(center, axes, int(angle), 0, 360, 360 // int(rng.integers(5, 9)))
+        corners = np.array(cv2.ellipse2Poly(center, axes, int(angle), 0, 360, 360 // int(rng.integers(5, 9))))
         cv2.fillPoly(canvas, [corners], 1.0)
     else:
         cv2.ellipse(canvas, center, axes, angle, 0, 360, 1.0, -1)

@@ -15,7 +15,7 @@ import argparse
 import multiprocessing
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import open_clip
@@ -86,6 +86,8 @@ class UsedTokens(nn.Module):
         used: Ids of the tokens that captions use.
     """
 
+    row_of: Tensor
+
     def __init__(self, embedding: nn.Embedding, used: Tensor) -> None:
         super().__init__()
         self.used = used
@@ -105,7 +107,7 @@ class UsedTokens(nn.Module):
         return weight
 
 
-def build_clip(seed: int) -> tuple[nn.Module, TextTower]:
+def build_clip(seed: int) -> tuple[Any, TextTower]:
     """Return the untrained CLIP, and a text tower that shares its weights."""
     torch.manual_seed(seed)
     register_demo_architecture()
@@ -202,7 +204,7 @@ def training_step(clip: nn.Module, tower: TextTower, surfaces: Surfaces, seed: t
     return total_loss(tokens, text, own, masks, surfaces.families[index])
 
 
-def export_weights(clip: nn.Module, path: Path, metadata: dict[str, str]) -> None:
+def export_weights(clip: Any, path: Path, metadata: dict[str, str]) -> None:
     """Write the CLIP's weights as float16 safetensors for open_clip."""
     state = {name: value.detach() for name, value in clip.state_dict().items() if not name.startswith("token_emb")}
     state["token_embedding.weight"] = clip.token_embedding.full_weight()
@@ -244,7 +246,7 @@ def train(
     clip, tower = build_clip(seed)
     optimizer = torch.optim.AdamW(clip.parameters(), lr=learning_rate, weight_decay=0.01)
     scheduler = OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
-    parts = {"clip": clip, "optimizer": optimizer, "scheduler": scheduler}
+    parts: dict[str, Any] = {"clip": clip, "optimizer": optimizer, "scheduler": scheduler}
     settings = {"steps": steps, "images": images, "batch": batch, "learning_rate": learning_rate, "seed": seed}
     first, seconds = 0, 0.0
     if checkpoint.exists():

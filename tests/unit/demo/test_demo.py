@@ -16,7 +16,7 @@ from torchmetrics.functional.classification import binary_auroc
 
 from anovl_plugin import AnoVL, AnoVLModel, load_backbone
 from anovl_plugin.demo import DemoSurfaces, datamodule
-from anovl_plugin.demo.datamodule import NUM_ABNORMAL, NUM_GOOD, NUM_TRAIN, PHOTOGRAPHS, make_category
+from anovl_plugin.demo.datamodule import NUM_ABNORMAL, NUM_NORMAL, PHOTOGRAPHS, make_category
 from anovl_plugin.demo.defects import DEFECT_KINDS, MIN_CONTRAST, MIN_SHARE, paint_defect
 from anovl_plugin.demo.studies.surfaces import FAMILIES, draw_surface
 from anovl_plugin.text.prompts import prompt_ensemble
@@ -107,8 +107,8 @@ def test_defaults_are_bricks_in_the_cache_of_anomalib():
 def test_layout_is_that_of_mvtec_ad(category, root):
     home = root / category
     assert sorted(path.name for path in home.iterdir()) == ["ground_truth", "test", "train"]
-    assert len(list((home / "train" / "good").iterdir())) == NUM_TRAIN
-    assert len(list((home / "test").rglob("*.png"))) == NUM_GOOD + len(DEFECT_KINDS) * NUM_ABNORMAL >= 40
+    assert len(list((home / "train" / "good").iterdir())) == NUM_NORMAL["train"]
+    assert len(list((home / "test").rglob("*.png"))) == NUM_NORMAL["test"] + len(DEFECT_KINDS) * NUM_ABNORMAL >= 40
     for kind in DEFECT_KINDS:
         for index in range(NUM_ABNORMAL):
             assert (home / "test" / kind / f"{index:03d}.png").exists()
@@ -118,8 +118,8 @@ def test_layout_is_that_of_mvtec_ad(category, root):
 def test_subsets_have_all_images_and_their_masks(root):
     surfaces = DemoSurfaces(root, "grass")
     surfaces.setup()
-    assert len(surfaces.train_data) == NUM_TRAIN
-    assert len(surfaces.test_data) == NUM_GOOD + len(DEFECT_KINDS) * NUM_ABNORMAL
+    assert len(surfaces.train_data) == NUM_NORMAL["train"]
+    assert len(surfaces.test_data) == NUM_NORMAL["test"] + len(DEFECT_KINDS) * NUM_ABNORMAL
     batch = next(iter(surfaces.test_dataloader()))
     assert batch.image.shape[1:] == (3, 128, 128)
     assert torch.equal(batch.gt_mask.flatten(1).any(1), batch.gt_label)
