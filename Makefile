@@ -1,42 +1,74 @@
-# The environment for everything below; the first target that needs it makes it.
+# Run `make` for the list of targets. The first target that needs the environment creates it.
 PYTHON ?= python3
 VENV ?= .venv
+PROCESSES ?= 2
 BIN := $(VENV)/bin
+# Two processes of one thread each keep two cores busier than one process of two threads. In the order of their names,
+# files are spread more evenly than by their number of tests: those with few tests are the slowest.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-oldest lint format bench clean
+.DEFAULT_GOAL := help
+.PHONY: spelling help format lint typecheck test test-fast test-oldest test-lowest coverage bench docs demo all clean
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@
 
-demo: $(VENV)/installed
-	$(BIN)/anomalib test --config configs/demo.yaml
-	@echo "Pictures: $$(readlink -f results/AnoVL/DemoSurfaces/brick/latest)/images"
-
-# Two processes of one thread each keep two cores busier than one process of two threads. In the order of their names
-# files are dealt out more evenly than by how many tests they have: those with few are the slowest.
-test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
-
-# The same model on the oldest open_clip that anomalib's own clip extra allows; fetches it.
-OLDEST := $(VENV)/open_clip-2.23.0
-test-oldest: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(OLDEST) open_clip_torch==2.23.0
-	PYTHONPATH=$(OLDEST) OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile \
-		tests/unit/vision/test_backbone.py tests/unit/vision/test_value_attention.py tests/unit/text/test_text_bank.py tests/unit/test_torch_model.py \
-		tests/unit/vision/test_architectures.py
-
-lint: $(VENV)/installed
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-
-format: $(VENV)/installed
+format: $(VENV)/installed  ## Fix style and format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/installed
+lint: $(VENV)/installed  ## Check style, format, and YAML files
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/check-yaml .pre-commit-config.yaml $$(find configs -name '*.yaml')
+
+spelling: $(VENV)/installed  ## Check American spelling; the tests do not pass yet
+	$(BIN)/codespell
+
+typecheck: $(VENV)/installed  ## Check the types of the package, which do not all pass yet
+	$(BIN)/mypy
+
+test: $(VENV)/installed  ## Run all tests
+	$(PYTEST)
+
+test-fast: $(VENV)/installed  ## Run the unit tests that take no engine
+	$(PYTEST) tests/unit -m "not slow"
+
+# The oldest open_clip that anomalib's own clip extra allows.
+OLDEST := $(VENV)/open_clip-2.23.0
+test-oldest: $(VENV)/installed  ## Run the tests that use open_clip on its oldest version
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(OLDEST) open_clip_torch==2.23.0
+	PYTHONPATH=$(OLDEST) $(PYTEST) -W default tests/unit/vision tests/unit/text tests/unit/test_torch_model.py
+
+# The lowest versions stand in front of the installed ones, which remain for torch and for what nobody requires directly.
+LOWEST := $(VENV)/lowest
+test-lowest: $(VENV)/installed  ## Run the unit tests on the lowest versions that pyproject.toml allows
+	rm -rf $(LOWEST)
+	$(BIN)/python -m pip install --quiet --no-deps --target $(LOWEST) $$($(BIN)/python -m tests.helpers.requirements)
+	PYTHONPATH=$(LOWEST) $(BIN)/python -m tests.helpers.requirements --check $(LOWEST)
+	PYTHONPATH=$(LOWEST) $(PYTEST) -W default tests/unit
+
+coverage: $(VENV)/installed  ## Run all tests and fail if they miss too many lines or branches
+	$(PYTEST) --cov --cov-report=term --cov-report=html
+
+bench: $(VENV)/installed  ## Measure speed and memory, as in docs/benchmark.md
 	$(BIN)/python -m tests.benchmarks
 
-clean:
-	rm -rf $(VENV) build dist results runs report openvino_cache .pytest_cache .ruff_cache .hypothesis
+docs: $(VENV)/installed  ## Run the examples of the docs and docstrings, and check the docs against the code
+	$(PYTEST) README.md docs anovl_plugin tests/unit/test_architecture.py tests/unit/test_argument_documentation.py \
+		tests/integration/test_documentation.py tests/integration/test_guide.py
+
+demo: $(VENV)/installed  ## Test AnoVL with anomalib on photographs with painted defects
+	$(BIN)/anomalib test --config configs/demo.yaml
+	@echo "Pictures: $$(readlink -f results/AnoVL/DemoSurfaces/brick/latest)/images"
+
+all: lint test test-oldest  ## Run everything that continuous integration runs
+
+clean:  ## Remove the environment and everything that was built or written
+	rm -rf $(VENV) build dist results runs report openvino_cache htmlcov .coverage .coverage.*
+	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache

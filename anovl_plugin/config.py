@@ -65,7 +65,7 @@ def from_config(value: object, base: type[Part], *, allow_import: bool = True) -
     path, arguments = _path_and_arguments(to_builtin(value), base)
     part = _find_class(path, base, allow_import=allow_import)
     if inspect.isabstract(part):
-        missing = ", ".join(sorted(part.__abstractmethods__))
+        missing = ", ".join(sorted(getattr(part, "__abstractmethods__", ())))
         _fail(base, path, f"which is abstract; name a subclass that implements {missing}")
     try:
         return part(**arguments)
@@ -159,12 +159,12 @@ def shown(value: object) -> str:
 
 
 def cause_of(error: BaseException) -> str:
-    """Return the type and message of an exception: one line of at most 200 characters."""
+    """Return the type and message of an exception: one line of at most 250 characters."""
     try:
         message = str(error)
     except Exception:  # noqa: BLE001 - a user's own class
         message = ""
-    return _shorten(f"{type(error).__name__}: {message}".removesuffix(": "), 200)
+    return _shorten(f"{type(error).__name__}: {message}".removesuffix(": "), 250)
 
 
 def _shorten(text: str, limit: int = 100) -> str:
@@ -213,18 +213,19 @@ def _path_and_arguments(value: object, base: type) -> tuple[str, Mapping[str, An
     argument = _argument(base)
     config = {"class_path": value} if isinstance(value, str) else value
     if not isinstance(config, Mapping):
-        msg = f"{argument} is {shown(value)}, but must be an instance or the class path of {_choices(base)}"
+        wanted = f"an instance of {base.__name__} or name its class; try {_choices(base)}"
+        msg = f"{argument} is {shown(value)}, but must be {wanted}"
         raise TypeError(msg)
     unknown = [key for key in config if key not in {"class_path", "init_args"}]
     if unknown or "class_path" not in config:
         msg = (
             f"{argument} is {shown(value)}, but its keys must be class_path and, for the settings, init_args; "
-            f"class_path names {_choices(base)}"
+            f"for class_path, try {_choices(base)}"
         )
         raise ValueError(msg)
     path, arguments = config["class_path"], config.get("init_args")
     if not isinstance(path, str):
-        msg = f"class_path of {argument} is {shown(path)}, but must be the class path of {_choices(base)}"
+        msg = f"class_path of {argument} is {shown(path)}, but must be a string; try {_choices(base)}"
         raise TypeError(msg)
     if not isinstance(arguments, Mapping | None):
         msg = f"init_args of {argument} is {shown(arguments)}, but must be a mapping of settings to values"
@@ -238,11 +239,12 @@ def _choices(base: type) -> str:
         for kind in _imported(base)
         if kind.__module__.startswith(f"{PACKAGE}.") and not inspect.isabstract(kind)
     )
-    return ", ".join([*known, f"{'or ' if known else ''}a subclass of {base.__name__} of your own"])
+    return ", ".join([*known, f"{'or ' if known else ''}the class path of your own subclass of {base.__name__}"])
 
 
 def _imported(base: type) -> list[type]:
-    return [base, *(each for child in base.__subclasses__() for each in _imported(child))]
+    children: list[type] = base.__subclasses__()
+    return [base, *(each for child in children for each in _imported(child))]
 
 
 def _find_class(path: str, base: type[Part], *, allow_import: bool) -> type[Part]:
@@ -254,7 +256,7 @@ def _find_class(path: str, base: type[Part], *, allow_import: bool) -> type[Part
     if found:
         return next(iter(found.values()))
     if is_bare:
-        _fail(base, path, f"but no class of that name is imported; name {_choices(base)}, the last by its class path")
+        _fail(base, path, f"but no imported class has that name; try {_choices(base)}")
     if not allow_import and path.partition(".")[0] != PACKAGE:
         _fail(
             base,
@@ -267,9 +269,9 @@ def _find_class(path: str, base: type[Part], *, allow_import: bool) -> type[Part
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001 - a module may raise anything, SystemExit included
-        _fail(base, path, f"but importing it failed: {cause_of(error)}; name {_choices(base)}", error)
+        _fail(base, path, f"but importing it failed: {cause_of(error)}; try {_choices(base)}", error)
     if not (isinstance(kind, type) and issubclass(kind, base)):
-        _fail(base, path, f"which is not a subclass of {base.__name__}; name {_choices(base)}")
+        _fail(base, path, f"which is not a subclass of {base.__name__}; try {_choices(base)}")
     return kind
 
 

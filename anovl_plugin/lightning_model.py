@@ -10,13 +10,21 @@ from anomalib.data import Batch, InferenceBatch
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
+from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
-from anovl_plugin.components.checkpoint import changed_settings, read_saved_model, reconcile, without_tower
+from anovl_plugin.components.bit_depth import with_full_bit_depth
+from anovl_plugin.components.checkpoint import (
+    CheckpointError,
+    changed_settings,
+    read_saved_model,
+    reconcile,
+    without_tower,
+)
 from anovl_plugin.components.distributed import UnpaddedEvaluationSampler
 from anovl_plugin.components.export import check_exportable, check_openvino, quiet_exporter
 from anovl_plugin.components.post_processor import ZeroShotPostProcessor
@@ -119,6 +127,7 @@ class AnoVL(AnomalibModule):
         # The class of the text bank that came with a checkpoint.
         self._checkpoint_class: str | None = None
         self._has_default_pre_processor = pre_processor is True
+        self._was_given_pre_processor = not isinstance(pre_processor, bool)
         if not is_loading_checkpoint() and not backbone.startswith("hf-hub:"):
             self._set_default_transform()
 
@@ -138,8 +147,8 @@ class AnoVL(AnomalibModule):
         return {}
 
     def configure_callbacks(self) -> list[Callback]:
-        """Return anomalib's callbacks and the one that shares images out among processes."""
-        return [*super().configure_callbacks(), UnpaddedEvaluationSampler()]
+        """Return anomalib's callbacks, made to read images of any bit depth, and one that shares images out."""
+        return [*with_full_bit_depth(super().configure_callbacks()), UnpaddedEvaluationSampler()]
 
     def configure_pre_processor(self, image_size: tuple[int, int] | None = None) -> AntialiasedPreProcessor:  # type: ignore[override] # ours needs the CLIP
         """Return the default pre-processor: bilinear resizing to the model's size, and CLIP's normalization.
@@ -152,7 +161,9 @@ class AnoVL(AnomalibModule):
         if not hasattr(self, "model"):
             # Filled in as soon as the CLIP is known.
             return AntialiasedPreProcessor()
-        return AntialiasedPreProcessor(self._default_transform(image_size))
+        pre_processor = AntialiasedPreProcessor()
+        pre_processor.set_transform(self._default_transform(image_size))
+        return pre_processor
 
     def configure_post_processor(self) -> PostProcessor:
         """Return the default post-processor: thresholds of 0.5 that validation data adapt."""
@@ -323,6 +334,7 @@ class AnoVL(AnomalibModule):
             msg = "there is no text bank to save yet; validate, test or call build_text_bank() first"
             raise RuntimeError(msg)
         checkpoint["anomalib_components_enabled"]["post_processor_class"] = type(self.post_processor).__name__
+        checkpoint["anomalib_components_enabled"]["default_pre_processor"] = self._has_default_pre_processor
         if not self.settings["save_backbone"]:
             checkpoint["state_dict"] = without_tower(checkpoint["state_dict"])
 
@@ -346,17 +358,25 @@ class AnoVL(AnomalibModule):
                 self._use_settings(settings)
             self.model.restore(saved.clip, has_tower=saved.has_tower)
         self._checkpoint_class = saved.bank["class_name"]
-        self._restore_components(checkpoint)
+        self._restore_components(checkpoint, changed)
         if changed:
             self._restart_thresholds(checkpoint, changed)
 
-    def _restore_components(self, checkpoint: dict[str, Any]) -> None:
+    def _restore_components(self, checkpoint: dict[str, Any], changed: list[str]) -> None:
         components = [self.pre_processor, self.post_processor]
-        wanted = checkpoint.get("anomalib_components_enabled", {}).pop("post_processor_class", None)
+        enabled = checkpoint.get("anomalib_components_enabled", {})
+        wanted, was_default = enabled.pop("post_processor_class", None), enabled.pop("default_pre_processor", False)
         current = type(self.post_processor).__name__
         if wanted not in {None, "NoneType", current}:
             msg = f"post_processor is a {current}, but the checkpoint was made with a {wanted}; pass one of that class"
             raise ValueError(msg)
+        if self._was_given_pre_processor:
+            self._check_pre_processor(checkpoint)
+        elif self._has_default_pre_processor:
+            self._has_default_pre_processor = was_default
+            if was_default and {"image_size", "tiles_per_side"} & set(changed):
+                checkpoint.pop("anomalib_pre_processor_config", None)
+                self._set_default_transform()
         super().on_load_checkpoint(checkpoint)
         # anomalib drops a component that the checkpoint's model did not have, but not its callback.
         trainer = attached_trainer(self)
@@ -364,6 +384,28 @@ class AnoVL(AnomalibModule):
             kept = component in (self.pre_processor, self.post_processor)
             if trainer is not None and not kept and component in trainer.callbacks:
                 trainer.callbacks.remove(component)
+        self._update_dataset_resizing()
+
+    def _update_dataset_resizing(self) -> None:
+        """Let the datasets resize as the pre-processor does now; anomalib asked it before it was complete."""
+        trainer = attached_trainer(self)
+        if trainer is not None and trainer.datamodule is not None:
+            trainer.datamodule.setup(trainer.state.fn)
+
+    def _check_pre_processor(self, checkpoint: dict[str, Any]) -> None:
+        key = "anomalib_pre_processor_config"
+        own = self.pre_processor.checkpoint_config() if isinstance(self.pre_processor, PreProcessor) else None
+        if checkpoint.get(key) == own:
+            return
+        if is_loading_checkpoint():
+            # Changed on purpose; anomalib would replace it.
+            checkpoint.pop(key, None)
+            return
+        msg = (
+            "pre_processor is not the checkpoint's; leave it out, or change it on purpose with "
+            "AnoVL.load_from_checkpoint(path, pre_processor=...)"
+        )
+        raise CheckpointError(msg)
 
     def _restart_thresholds(self, checkpoint: dict[str, Any], changed: list[str]) -> None:
         if not isinstance(self.post_processor, ZeroShotPostProcessor):
@@ -399,6 +441,7 @@ class AnoVL(AnomalibModule):
     def _set_default_transform(self) -> None:
         if self._has_default_pre_processor and self.pre_processor is not None and self.pre_processor.transform is None:
             self.pre_processor.set_transform(self._default_transform())
+            self._update_dataset_resizing()
 
     def _category(self) -> str | None:
         trainer = attached_trainer(self)

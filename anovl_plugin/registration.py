@@ -1,94 +1,175 @@
-"""How anomalib comes to see the model. This file, and the line in ``anovl_plugin.pth`` that leads here, alone know.
+"""Registers AnoVL with anomalib. Together with ``anovl_plugin.pth``, the only code that changes what anomalib sees.
 
-anomalib looks models up in three places: the subclasses of ``AnomalibModule``, the namespace of ``anomalib.models``,
-and a list of modules it may import from. When Python starts, the ``.pth`` file in site-packages puts a finder in front
-of the import system that imports nothing and waits for ``anomalib.models``. Only then is this file imported; the real
-import runs, and the model is entered in all three places. A program that imports :mod:`anovl_plugin` itself sets up the
-same with :class:`AnomalibModelsFinder`.
+anomalib finds models in three places: the direct subclasses of ``AnomalibModule``, the namespace of
+``anomalib.models``, and ``ALLOWED_MODULES``, the modules it may import from. It finds data modules in the namespace of
+``anomalib.data``. :func:`register` adds ``AnoVL`` and ``DemoSurfaces`` to them.
 
-Nothing here imports anomalib or torch by itself. ``ANOVL_PLUGIN_DISABLE=1`` switches the automatic registration off.
+When Python starts, the ``.pth`` file in site-packages adds a finder to ``sys.meta_path``. It imports nothing until
+``anomalib.models`` is imported; only then is this file imported, and :class:`AnoVLFinder` takes the finder's place. A
+program that imports :mod:`anovl_plugin` itself adds the same finder. It stays there, because ``anomalib.models`` may be
+imported again.
+
+Nothing here imports anomalib or torch before anomalib itself is imported. ``ANOVL_PLUGIN_DISABLE=1`` switches automatic
+registration off; a program that imports AnoVL itself still registers it.
 """
 
 import os
 import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
 
 HOST = "anomalib.models"
 PLUGIN = "anovl_plugin"
-MODEL_MODULE = "anovl_plugin.lightning_model"
+MODEL_MODULE = f"{PLUGIN}.lightning_model"
 DISABLE_VARIABLE = "ANOVL_PLUGIN_DISABLE"
 
-_state = {"busy": False}
+# What is running now and ends in a registration: until then, nothing is registered.
+_running: list[str] = []
+_warnings: set[str] = set()
 
 
-class AnomalibModelsFinder:
-    """Waits on ``sys.meta_path`` until ``anomalib.models`` has been imported."""
+class RegisteringLoader:
+    """Runs a module with its own loader, then registers AnoVL.
 
-    searching = False
+    Args:
+        loader: The module's own loader.
+    """
+
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+
+    def __getattr__(self, name: str) -> object:
+        """Return an attribute of the module's own loader, so that source and resources can be read."""
+        return getattr(self.loader, name)
+
+    def create_module(self, spec: object) -> ModuleType | None:
+        """Return the module that the module's own loader creates."""
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Run the module, and register AnoVL if that succeeds."""
+        # The module keeps no trace of this class.
+        if module.__spec__ is not None:
+            module.__spec__.loader = self.loader
+        module.__loader__ = self.loader
+        # Not by its name below: a reload of this very file replaces it.
+        running = _running
+        running.append(module.__name__)
+        try:
+            self.loader.exec_module(module)
+        finally:
+            running.remove(module.__name__)
+        register()
+
+
+# The ``.pth`` file defines a class of the same name, by which each recognizes the other.
+class AnoVLFinder:
+    """Finder on ``sys.meta_path`` that registers AnoVL once ``anomalib.models`` has been imported.
+
+    It also waits for the plugin's own modules. If a program imports one of them first, that module may import
+    ``anomalib.models`` while it is itself incomplete, and AnoVL cannot be registered before it is complete.
+    """
 
     @classmethod
-    def find_spec(cls, name: str, *_: object) -> object:
-        """Return the real module's spec, with a loader that registers the model afterwards."""
-        if name != HOST or cls.searching:
+    def find_spec(cls, name: str, path: object = None, target: object = None) -> Any:
+        """Return the spec that the finders behind this one find, with a loader that registers AnoVL."""
+        is_awaited = name == HOST or name.startswith(f"{PLUGIN}.")
+        if not is_awaited or cls not in sys.meta_path:
             return None
-        # Imported only here: a Python that never meets anomalib should not pay for it.
-        from importlib.util import find_spec
-
-        cls.searching = True
-        try:
-            spec = find_spec(name)
-        finally:
-            cls.searching = False
-        if spec is not None and spec.loader is not None:
-            run_module = spec.loader.exec_module
-
-            def exec_module(module: object) -> None:
-                # Not before this has worked: a spec may be looked up and left, and an import may fail and be repeated.
-                run_module(module)
-                sys.meta_path = [finder for finder in sys.meta_path if finder is not cls]
-                register()
-
-            spec.loader.exec_module = exec_module
-        return spec
-
-
-def find_models_spec() -> object:
-    """Find the spec of ``anomalib.models`` as the finder does; called by the hook that the ``.pth`` file sets up."""
-    return AnomalibModelsFinder.find_spec(HOST) if AnomalibModelsFinder in sys.meta_path else None
+        for finder in sys.meta_path[sys.meta_path.index(cls) + 1 :]:
+            find_spec = getattr(finder, "find_spec", None)
+            spec = find_spec and find_spec(name, path, target)
+            if spec is not None:
+                if hasattr(spec.loader, "exec_module"):
+                    spec.loader = RegisteringLoader(spec.loader)
+                return spec
+        return None
 
 
 def install() -> None:
-    """See to it that the model is registered: now if ``anomalib.models`` is there, else when it is imported."""
-    if os.environ.get(DISABLE_VARIABLE, "0") not in {"", "0"}:
-        return
-    if HOST in sys.modules:
-        register()
-    elif AnomalibModelsFinder not in sys.meta_path:
-        sys.meta_path.insert(0, AnomalibModelsFinder)
+    """Ensure that AnoVL is registered: now if ``anomalib.models`` is imported, else as soon as it is."""
+    add_finder()
+    register()
+
+
+def add_finder() -> None:
+    """Add the finder to ``sys.meta_path``, in the place of the one from the ``.pth`` file if there is one.
+
+    The list may be in use by an import, here or in another thread, so no entry is removed or moved.
+    """
+    for index, finder in enumerate(sys.meta_path):
+        if getattr(finder, "__name__", None) == AnoVLFinder.__name__:
+            sys.meta_path[index] = AnoVLFinder
+            return
+    sys.meta_path.insert(0, AnoVLFinder)
+
+
+def is_disabled() -> bool:
+    """Return whether the environment switches automatic registration off."""
+    return os.environ.get(DISABLE_VARIABLE, "0") not in {"", "0"}
 
 
 def register() -> None:
-    """Enter the model in ``anomalib.models``, or warn once that it cannot be and leave anomalib alone."""
-    host = sys.modules.get(HOST)
-    being_imported = MODEL_MODULE in sys.modules and not hasattr(sys.modules[MODEL_MODULE], "AnoVL")
-    # An import that began with the plugin comes back here when the model's module is complete.
-    if _state["busy"] or host is None or being_imported or hasattr(host, "AnoVL") or not hasattr(host, "get_model"):
+    """Add AnoVL and ``DemoSurfaces`` to anomalib; warn where that fails, so that anomalib continues without them.
+
+    Does nothing before ``anomalib.models`` has been imported, and may be called any number of times.
+    """
+    ready = hasattr(sys.modules.get(HOST), "get_model") and not _running
+    if not ready or (is_disabled() and MODEL_MODULE not in sys.modules):
         return
-    # Importing the model's module ends in another call of this function.
-    _state["busy"] = True
+    _running.append("registration")
     try:
-        from anovl_plugin.lightning_model import AnoVL
-
-        # anomalib looks a class path up in the module it names, and in no other.
-        host.ALLOWED_MODULES.update({PLUGIN, f"{PLUGIN}.benchmark"})
-        host.AnoVL = AnoVL
-        host.__all__ = sorted([*host.__all__, "AnoVL"])
-    except Exception as error:  # noqa: BLE001 - whatever is wrong with the plugin, anomalib must go on
-        import warnings
-
-        warnings.warn(
-            f"anovl_plugin could not register AnoVL with anomalib ({type(error).__name__}: {error}); anomalib goes on "
-            f"without it. {DISABLE_VARIABLE}=1 silences this.",
-            stacklevel=2,
-        )
+        if attempt("AnoVL", add_model):
+            attempt("DemoSurfaces", add_demo_data)
     finally:
-        _state["busy"] = False
+        _running.remove("registration")
+
+
+def add_model() -> None:
+    """Add AnoVL where anomalib looks for models; once each, as the module may have been reloaded."""
+    from anovl_plugin.lightning_model import AnoVL
+
+    # Not an import: the package may still hold the previous one of two modules as its attribute.
+    host: Any = sys.modules[HOST]
+    # anomalib looks a class path up in the module it names, and in no other.
+    host.ALLOWED_MODULES.update({PLUGIN, f"{PLUGIN}.benchmark"})
+    host.AnoVL = AnoVL
+    host.__all__ = sorted({*host.__all__, "AnoVL"})
+
+
+def add_demo_data() -> None:
+    """Add the demo's data module where anomalib looks for data modules."""
+    import anomalib.data
+
+    from anovl_plugin.demo.datamodule import DemoSurfaces
+
+    vars(anomalib.data)["DemoSurfaces"] = DemoSurfaces
+
+
+def attempt(what: str, add: Callable[[], None]) -> bool:
+    """Return whether a step of the registration succeeds; warn if it does not, once for each reason.
+
+    Args:
+        what: What the step adds to anomalib.
+        add: The step.
+    """
+    try:
+        add()
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a damaged module can do anything, even end the program
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+    else:
+        return True
+    import gc
+    import warnings
+
+    # A class from a module whose import failed would stay among the subclasses that anomalib lists.
+    gc.collect()
+    message = (
+        f"anovl_plugin could not register {what} with anomalib ({reason}); anomalib continues without it. "
+        f"{DISABLE_VARIABLE}=1 silences this."
+    )
+    if message not in _warnings:
+        _warnings.add(message)
+        warnings.warn(message, stacklevel=3)
+    return False

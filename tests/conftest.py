@@ -1,30 +1,51 @@
-"""Tiny CLIPs with random weights, loaded through the same path as the real ones."""
+"""Tiny CLIPs with random weights, loaded through the same path as real ones, models on them, and small datasets."""
 
 import os
-import sys
-from pathlib import Path
 
-# The hub's client reads this when it is imported.
-if "--network" not in sys.argv:
-    os.environ["HF_HUB_OFFLINE"] = "1"
-
-import open_clip
 import pytest
-import torch
-from safetensors.torch import save_file
 
-ARCHITECTURES = Path(__file__).parent / "helpers" / "architectures"
-TINY = ("tiny-square", "tiny-wide", "tiny-quickgelu", "tiny-layerscale", "tiny-customtext")
+from tests.helpers.architectures import ARCHITECTURES
+
+
+def pytest_addoption(parser):
+    parser.addoption("--network", action="store_true", help="run the tests that fetch pretrained weights from a hub")
+
+
+def pytest_configure(config):
+    # The hub's client reads this when it is imported, which is why nothing above imports it.
+    if not config.getoption("--network"):
+        os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def pytest_collection_modifyitems(config, items):
+    import torch
+
+    missing = {}
+    if not torch.cuda.is_available():
+        missing["gpu"] = "needs a CUDA device"
+    if not config.getoption("--network"):
+        missing["network"] = "needs the hub; run with --network"
+    for item in items:
+        for name, reason in missing.items():
+            if name in item.keywords:
+                # `pytest -rs` shows the reason.
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _tiny_architectures():
+    import open_clip
+
     open_clip.add_model_config(ARCHITECTURES)
 
 
 @pytest.fixture(scope="session")
 def weights_of(tmp_path_factory, _tiny_architectures):
-    """Give a function from an architecture's name to a file of random weights for it."""
+    """Return a function from an architecture's name to a file of random weights for it."""
+    import open_clip
+    import torch
+    from safetensors.torch import save_file
+
     folder = tmp_path_factory.mktemp("weights")
 
     def write(name: str) -> str:
@@ -39,18 +60,29 @@ def weights_of(tmp_path_factory, _tiny_architectures):
     return write
 
 
-def pytest_addoption(parser):
-    parser.addoption("--network", action="store_true", help="run the tests that fetch pretrained weights from a hub")
+@pytest.fixture(scope="session")
+def make(weights_of):
+    """Return a function that creates a tiny AnoVL without a visualizer."""
+    from anovl_plugin import AnoVL
+
+    def make_model(backbone: str = "tiny-square", **options: object) -> AnoVL:
+        return AnoVL(backbone, pretrained=weights_of(backbone), **{"visualizer": False, **options})
+
+    return make_model
 
 
-def pytest_collection_modifyitems(config, items):
-    missing = {}
-    if not torch.cuda.is_available():
-        missing["gpu"] = "needs a CUDA device"
-    if not config.getoption("--network"):
-        missing["network"] = "needs the hub; run with --network"
-    for item in items:
-        for name, reason in missing.items():
-            if name in item.keywords:
-                # A CUDA device or the hub cannot be had everywhere; the marker's own reason is shown by `pytest -rs`.
-                item.add_marker(pytest.mark.skip(reason=reason))
+@pytest.fixture(scope="session")
+def bottles(tmp_path_factory):
+    """Return a function that creates a datamodule of one small MVTec AD tree, which no test changes."""
+    from tests.helpers import image_trees
+
+    root = image_trees.write_mvtec(tmp_path_factory.mktemp("bottles"))
+    return lambda: image_trees.MVTecAD(root, "bottle", eval_batch_size=4, num_workers=0)
+
+
+@pytest.fixture(scope="session")
+def bare(tmp_path_factory):
+    """Return a folder of images without labels, which no test changes."""
+    from tests.helpers import image_trees
+
+    return image_trees.write_bare(tmp_path_factory.mktemp("bare") / "shots")

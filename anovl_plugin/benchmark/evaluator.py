@@ -1,8 +1,8 @@
-"""The metrics of the papers, by anomalib's own metric classes, on scores as the model gave them."""
+"""The papers' metrics on a model's raw scores, computed by anomalib's metric classes."""
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from anomalib.data import Batch
@@ -15,13 +15,13 @@ PIXEL_FIELDS = ("anomaly_map", "gt_mask")
 
 
 class TestSet(NamedTuple):
-    """What a model says of a whole test set, and the truth.
+    """Predictions and ground truth of a whole test set.
 
     Attributes:
-        pred_score: scores of the N images, shape (N,).
-        gt_label: whether there is a defect, shape (N,).
-        anomaly_map: scores of pixels, shape (N, H, W), if the model gives any.
-        gt_mask: which pixels are defective, shape (N, H, W), if the data set tells.
+        pred_score: Scores of the N images, shape (N,).
+        gt_label: Whether an image is abnormal, shape (N,).
+        anomaly_map: Scores of pixels, shape (N, H, W); ``None`` if the model does not return any.
+        gt_mask: Which pixels are abnormal, shape (N, H, W); ``None`` if the dataset does not have masks.
     """
 
     pred_score: Tensor
@@ -31,9 +31,9 @@ class TestSet(NamedTuple):
 
 
 def paper_metrics() -> list[AnomalibMetric]:
-    """Make the metrics: AUROC, F1Max and AUPR of images and of pixels, and AUPRO.
+    """Return the metrics: AUROC, F1Max and AUPR of images and of pixels, and AUPRO.
 
-    anomalib's AUPR sums the precision-recall curve in steps, which is what papers call average precision (AP).
+    anomalib's AUPR is a step-wise sum over the precision-recall curve, which papers call average precision (AP).
     """
     images = [kind(fields=IMAGE_FIELDS, prefix="image_") for kind in (AUROC, F1Max, AUPR)]
     pixels = [kind(fields=PIXEL_FIELDS, prefix="pixel_", strict=False) for kind in (AUROC, F1Max, AUPR, AUPRO)]
@@ -41,10 +41,10 @@ def paper_metrics() -> list[AnomalibMetric]:
 
 
 def to_unit_range(scores: Tensor) -> Tensor:
-    """Bring scores of any shape to [0, 1] without changing their order, in float64.
+    """Return scores of any shape, rescaled to [0, 1] without changing their order, in float64.
 
-    The curves of torchmetrics squash what lies outside [0, 1] with a sigmoid, batch by batch, which makes the large
-    distances of a Patchcore all equal.
+    torchmetrics' curves apply a sigmoid to scores outside [0, 1], batch by batch, which would make all the large
+    distances of Patchcore equal.
 
     Example:
         >>> to_unit_range(torch.tensor([20.0, 60.0, 30.0])).tolist()
@@ -56,11 +56,11 @@ def to_unit_range(scores: Tensor) -> Tensor:
 
 
 class PaperEvaluator(Evaluator):
-    """Computes the papers' metrics over a test set and logs them, whatever range a model's scores have.
+    """Computes the papers' metrics over a test set and logs them, for scores of any range.
 
-    The model needs no post-processor: scores are taken as they are, so nothing is clamped by what a validation set
-    happened to hold. A metric that cannot be had is logged as NaN and never as 0: those of pixels where there are no
-    masks, and all where every image (or pixel) is of the same kind.
+    The model needs no post-processor: scores are used as they are, so a validation set cannot change them. A metric
+    that is undefined is logged as NaN and never as 0: those of pixels without masks, and all where every image (or
+    pixel) has the same label.
     """
 
     def __init__(self) -> None:
@@ -76,43 +76,54 @@ class PaperEvaluator(Evaluator):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep the scores and the truth of a batch, on the CPU."""
+        """Keep the scores and the ground truth of a batch, on the CPU."""
         del trainer, pl_module, outputs, batch_idx, dataloader_idx
         maps = None if batch.anomaly_map is None else batch.anomaly_map.squeeze(1)
-        fields = (batch.pred_score, batch.gt_label, maps, batch.gt_mask)
-        self._seen.append(TestSet(*(None if field is None else plain(field) for field in fields)))
+        self._seen.append(
+            TestSet(
+                pred_score=to_cpu(cast("Tensor", batch.pred_score)),
+                gt_label=to_cpu(cast("Tensor", batch.gt_label)),
+                anomaly_map=None if maps is None else to_cpu(maps),
+                gt_mask=None if batch.gt_mask is None else to_cpu(batch.gt_mask),
+            )
+        )
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute and log all metrics."""
         del trainer, pl_module
         data = gather(self._seen)
         self._seen = []
-        for metric in self.test_metrics:
-            self.log(metric.name, evaluate(metric, data))
+        metrics: Any = self.test_metrics
+        for metric in metrics:
+            self.log(metric.name, evaluate(metric, data))  # type: ignore[operator] # the trainer sets it
 
 
-def plain(field: Tensor) -> Tensor:
-    """Take a field of a batch to the CPU as an ordinary tensor."""
+def to_cpu(field: Tensor) -> Tensor:
+    """Return a field of a batch as a plain tensor on the CPU."""
     return field.detach().cpu().as_subclass(Tensor)
 
 
 def gather(parts: Sequence[TestSet]) -> TestSet:
-    """Put batches together and bring their scores to [0, 1]; what some batch lacks, the whole lacks."""
-    columns = [
-        None if any(part is None for part in column) else torch.cat(column) for column in zip(*parts, strict=True)
-    ]
-    score, label, maps, masks = columns
-    return TestSet(to_unit_range(score), label.int(), None if maps is None else to_unit_range(maps), masks)
+    """Return batches as one, with scores in [0, 1]; a field that any batch lacks is ``None``."""
+    scores, labels = torch.cat([part.pred_score for part in parts]), torch.cat([part.gt_label for part in parts])
+    maps, masks = join([part.anomaly_map for part in parts]), join([part.gt_mask for part in parts])
+    return TestSet(to_unit_range(scores), labels.int(), None if maps is None else to_unit_range(maps), masks)
 
 
-def evaluate(metric: AnomalibMetric, data: TestSet) -> float:
-    """Compute a metric over a test set, NaN where it has no meaning."""
+def join(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """Return the parts as one tensor, or ``None`` if any of them is ``None``."""
+    present = [part for part in parts if part is not None]
+    return torch.cat(present) if len(present) == len(parts) else None
+
+
+def evaluate(metric: Any, data: TestSet) -> float:
+    """Return one of :func:`paper_metrics` over a test set, NaN where it is undefined."""
     scores, truth = (getattr(data, field) for field in metric.fields)
     if scores is None or truth is None or truth.min() == truth.max():
         return math.nan
     metric.reset()
     metric.update(data)
     value = float(metric.compute())
-    # The curves take memory, and the next category brings its own.
+    # The curves hold memory that the next category needs.
     metric.reset()
     return value

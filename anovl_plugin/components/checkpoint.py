@@ -106,8 +106,9 @@ def reconcile(
         merged["pretrained"] = given["pretrained"]
     if category and saved.settings["class_name"] is None and category != saved.bank["class_name"]:
         msg = (
-            f"the data module's category is {category!r}, but the checkpoint was made with {in_effect['class_name']!r}, "
-            f"and its thresholds belong to that; use a checkpoint of {category!r}, or run without ckpt_path"
+            f"the data module's category is {category!r}, but the checkpoint was made with "
+            f"{in_effect['class_name']!r}, and its thresholds belong to that; use a checkpoint of {category!r}, or run "
+            "without ckpt_path"
         )
         raise CheckpointError(msg)
     return merged

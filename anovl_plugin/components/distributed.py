@@ -1,60 +1,45 @@
 """Evaluation on several processes, each image once."""
 
-from collections.abc import Callable
-
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader, SequentialSampler
 
-_COPIED = (
-    "batch_size",
-    "num_workers",
-    "collate_fn",
-    "pin_memory",
-    "drop_last",
-    "timeout",
-    "worker_init_fn",
-    "multiprocessing_context",
-    "generator",
-    "prefetch_factor",
-    "persistent_workers",
+from anovl_plugin.hosts.lightning import (
+    LoaderCallback,
+    UnrepeatedDistributedSampler,
+    replace_sampler,
+    shares_images_out,
 )
-_LOADERS = ("val_dataloader", "test_dataloader")
 
 
-class UnpaddedEvaluationSampler(Callback):
-    """Shares a data module's images out among the processes without giving any of them to two.
+class UnpaddedEvaluationSampler(LoaderCallback):
+    """Divides validation and test images among the processes without padding.
 
-    Where the images cannot be divided evenly, Lightning fills up with the first ones, which are then counted twice in
-    every metric and drawn twice. Validation and test of a model that is not trained need no equal number of batches.
+    Where the images cannot be divided evenly, Lightning repeats the first samples, which then count twice in every
+    metric. A model that is not trained does not need the same number of batches in each process. Lightning itself
+    does not pad predictions.
     """
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Put a sampler that repeats nothing between the data module and the trainer, if there are processes."""
-        del pl_module, stage
-        if trainer.world_size > 1 and trainer.datamodule is not None:
-            for name in _LOADERS:
-                setattr(trainer.datamodule, name, _shared(getattr(trainer.datamodule, name), trainer))
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the data module as it was."""
-        del pl_module, stage
-        for name in _LOADERS:
-            if trainer.datamodule is not None:
-                vars(trainer.datamodule).pop(name, None)
-
-
-def _shared(make_loader: Callable[[], DataLoader], trainer: Trainer) -> Callable[[], DataLoader]:
-    def make_shared_loader() -> DataLoader:
-        loader = make_loader()
-        # What is no plain loader over a data set, or too little for all, is left to Lightning.
-        if not isinstance(getattr(loader, "sampler", None), SequentialSampler):
+    def change_loader(self, loader: DataLoader, trainer: Trainer) -> DataLoader:
+        """Return a loader of this process's share of the images; the same loader if there is one process."""
+        if trainer.predicting or not shares_images_out(trainer):
             return loader
-        if len(loader.dataset) < trainer.world_size:
-            return loader
-        sampler = UnrepeatedDistributedSampler(
-            loader.dataset, num_replicas=trainer.world_size, rank=trainer.global_rank, shuffle=False
-        )
-        return DataLoader(loader.dataset, sampler=sampler, **{name: getattr(loader, name) for name in _COPIED})
+        return unpadded_share(loader, trainer.global_rank, trainer.world_size)
 
-    return make_shared_loader
+
+def unpadded_share(loader: DataLoader, rank: int, world_size: int) -> DataLoader:
+    """Return a loader of every ``world_size``-th image from ``rank`` on.
+
+    Loaders that shuffle or have a batch sampler of their own, and datasets smaller than the world size, are left to
+    Lightning.
+
+    Args:
+        loader: Loader of all images.
+        rank: Index of the process, in [0, world_size).
+        world_size: Number of processes.
+    """
+    if not isinstance(loader.sampler, SequentialSampler) or loader.batch_size is None:
+        return loader
+    if len(loader.dataset) < world_size:
+        return loader
+    sampler = UnrepeatedDistributedSampler(loader.dataset, num_replicas=world_size, rank=rank, shuffle=False)
+    return replace_sampler(loader, sampler)

@@ -1,111 +1,226 @@
-"""Thresholds and normalisation for a model that needs no labels."""
+"""Thresholds and normalization for a model that needs no labels."""
 
+from collections.abc import Mapping
+from inspect import signature
 from typing import Any
 
 import torch
+from anomalib.data import Batch, InferenceBatch
 from anomalib.post_processing import PostProcessor
-from torch import Tensor
+from torch import Tensor, nn
+
+from anovl_plugin.components.normalization import normalize
+from anovl_plugin.components.post_processor_settings import check_settings
+from anovl_plugin.components.threshold import MidwayThreshold
+from anovl_plugin.hosts.anomalib import (
+    range_metrics,
+    replace_threshold_metrics,
+    threshold_metrics,
+    validated_thresholds,
+)
+
+DEFAULT_THRESHOLD = 0.5
 
 
 class ZeroShotPostProcessor(PostProcessor):
-    """anomalib's post-processor, started from the model's own decision boundary, and keeping the order of scores.
+    """anomalib's post-processor, starting from thresholds of 0.5, with a normalization that keeps the order of scores.
 
     Until a validation run has set them, thresholds are 0.5, where "normal" and "abnormal" are equally likely, and
-    scores are left as they are. With validation data anomalib's adaptive thresholds and ranges take over: the
-    threshold of the highest F1, or, where all images are normal, the highest score among them. A threshold that is
-    given here stays, whatever the validation data say, and is the one of exported models.
+    scores stay as they are. A validation run sets the thresholds and the range of scores as for every anomalib model,
+    with two differences:
 
-    anomalib normalises with one slope on both sides of the threshold, so that on the wider side different scores
-    become the same 0 or 1, and AUROC falls. Here each side has a slope of its own.
+    - The threshold of the highest F1 lies midway between two validation scores, not on one of them. Where all images
+      are normal, it lies 0.001 above their highest score. See :func:`.threshold.move_off_score`.
+    - Normalization maps the threshold to 0.5, the validation range to [0.1, 0.9], and what lies beyond the range to
+      the rest of [0, 1], so that different scores stay different. See :func:`.normalization.normalize`.
+
+    An image or a pixel is abnormal if its normalized score is above 1 − sensitivity. With a sensitivity of 0.5 that is
+    exactly where the score before normalization is above the threshold. Labels do not depend on whether the scores
+    that are returned are normalized.
+
+    An argument that is not left at its default wins over a checkpoint; the others come from the checkpoint.
 
     Args:
-        enable_normalization: Map scores so that thresholds become 0.5.
-        enable_thresholding: Make labels and masks.
-        enable_threshold_matching: Use the other threshold where one is missing.
-        image_sensitivity: How readily images are called abnormal, in [0, 1]; 0.5 is at the threshold.
-        pixel_sensitivity: Likewise for pixels.
-        image_threshold: Score, before normalisation, above which an image is abnormal, between 0 and 1. If not given,
-            0.5, or what validation data say.
-        pixel_threshold: Likewise for pixels.
+        enable_normalization: Return normalized scores. Without it no range is collected from validation data. Defaults
+            to True.
+        enable_thresholding: Return labels and masks, and set thresholds from validation data. Defaults to True.
+        enable_threshold_matching: Use the image threshold for pixels where there is no pixel threshold, as after
+            validation on images without masks, and the other way round. Defaults to False, unlike anomalib's: image
+            scores and pixel scores are distributed differently, and on the demo images 0.5 gives better masks.
+        image_sensitivity: How readily images are called abnormal, from 0 (never) to 1 (always). Defaults to 0.5.
+        pixel_sensitivity: The same for pixels. Defaults to 0.5.
+        image_threshold: Score before normalization above which an image is abnormal, between 0 and 1. It is used
+            whatever validation data say, and in exported models. Defaults to None, for the threshold of the validation
+            data, or 0.5 without any.
+        pixel_threshold: The same for pixels. Defaults to None.
 
     Raises:
-        ValueError: If a threshold is not between 0 and 1.
+        TypeError: If an argument has the wrong type.
+        ValueError: If a sensitivity is not in [0, 1], or a threshold is not between 0 and 1.
     """
 
     def __init__(
         self,
         enable_normalization: bool = True,
         enable_thresholding: bool = True,
-        enable_threshold_matching: bool = True,
+        enable_threshold_matching: bool = False,
         image_sensitivity: float = 0.5,
         pixel_sensitivity: float = 0.5,
         image_threshold: float | None = None,
         pixel_threshold: float | None = None,
     ) -> None:
-        for name, value in (("image_threshold", image_threshold), ("pixel_threshold", pixel_threshold)):
-            if value is not None and not 0 < value < 1:
-                msg = f"{name} is {value}, but scores lie between 0 and 1, so it must, too"
-                raise ValueError(msg)
-        super().__init__(
-            enable_normalization, enable_thresholding, enable_threshold_matching, image_sensitivity, pixel_sensitivity
+        settings = check_settings(
+            {
+                "enable_normalization": enable_normalization,
+                "enable_thresholding": enable_thresholding,
+                "enable_threshold_matching": enable_threshold_matching,
+                "image_sensitivity": image_sensitivity,
+                "pixel_sensitivity": pixel_sensitivity,
+                "image_threshold": image_threshold,
+                "pixel_threshold": pixel_threshold,
+            }
         )
-        self.fixed_image_threshold = image_threshold
-        self.fixed_pixel_threshold = pixel_threshold
-        for threshold in (self._image_threshold, self._pixel_threshold):
-            threshold.fill_(0.5)
-        for low, high in ((self.image_min, self.image_max), (self.pixel_min, self.pixel_max)):
-            low.fill_(0.0)
-            high.fill_(1.0)
+        super().__init__()
+        replace_threshold_metrics(self, MidwayThreshold)
+        self._given = {name: value for name, value in settings.items() if value != _DEFAULTS[name]}
+        self._apply_settings(settings)
+        self.register_load_state_dict_post_hook(_check_loaded_buffers)
 
     @property
     def image_threshold(self) -> Tensor:
-        """Score of images, before normalisation, that becomes 0.5: the given one, else that of the validation data."""
-        if self.fixed_image_threshold is None:
-            return super().image_threshold
-        return torch.full_like(self._image_threshold, self.fixed_image_threshold)
+        """Image score, before normalization, that becomes 0.5."""
+        image, pixel = self._known_thresholds()
+        return self._fill_in(image, pixel)
 
     @property
     def pixel_threshold(self) -> Tensor:
-        """Score of pixels, likewise."""
-        if self.fixed_pixel_threshold is None:
-            return super().pixel_threshold
-        return torch.full_like(self._pixel_threshold, self.fixed_pixel_threshold)
+        """Pixel score, before normalization, that becomes 0.5."""
+        image, pixel = self._known_thresholds()
+        return self._fill_in(pixel, image)
 
-    @property
-    def _checkpoint_config_keys(self) -> tuple[str, ...]:
-        return (*super()._checkpoint_config_keys, "fixed_image_threshold", "fixed_pixel_threshold")
-
-    def load_checkpoint_config(self, config: dict[str, Any]) -> None:
-        """Take what a checkpoint says, except for thresholds that were given to this one."""
-        given = {key: getattr(self, key) for key in ("fixed_image_threshold", "fixed_pixel_threshold")}
-        super().load_checkpoint_config(config | {key: value for key, value in given.items() if value is not None})
-
-    @staticmethod
-    def _normalize(
-        preds: Tensor | None,
-        norm_min: Tensor,
-        norm_max: Tensor,
-        threshold: Tensor,
-    ) -> Tensor | None:
-        """Map [min, threshold] linearly to [0, 0.5] and [threshold, max] to [0.5, 1].
-
-        Where no validation score lies on a side of the threshold, all up to the limit of the scores, 0 or 1, does.
+    def forward(self, predictions: InferenceBatch) -> InferenceBatch:
+        """Normalize scores and label them, as far as that is enabled.
 
         Args:
-            preds: scores of any shape.
-            norm_min: lowest score of the validation run, becomes 0.
-            norm_max: highest score of the validation run, becomes 1.
-            threshold: becomes 0.5; the middle of the two if there is none (NaN).
+            predictions: Image scores (B,) and anomaly maps (B, 1, H, W) in [0, 1]. Either may be missing; without image
+                scores, the highest pixel of each map is used.
 
         Returns:
-            Scores in [0, 1], in the order they had; what lies beyond the range is clamped to it.
+            Scores and maps, with labels (B,) and masks (B, 1, H, W).
+
+        Raises:
+            ValueError: If there are neither scores nor maps.
         """
-        if preds is None:
-            return None
-        threshold = torch.where(threshold.isnan(), (norm_min + norm_max) / 2, threshold)
-        norm_min = torch.where(norm_min < threshold, norm_min, 0.0)
-        norm_max = torch.where(norm_max > threshold, norm_max, 1.0)
-        tiny = torch.finfo(preds.dtype).tiny
-        below = (preds - norm_min) / (threshold - norm_min).clamp(min=tiny)
-        above = (preds - threshold) / (norm_max - threshold).clamp(min=tiny)
-        return torch.where(preds > threshold, 0.5 + 0.5 * above.clamp(0, 1), 0.5 * below.clamp(0, 1))
+        scores, maps = predictions.pred_score, predictions.anomaly_map
+        if scores is None:
+            if maps is None:
+                msg = "predictions have neither pred_score nor anomaly_map; pass at least one of them"
+                raise ValueError(msg)
+            scores = maps.amax(dim=(-2, -1))
+        normal_scores, normal_maps = self._normalize_images(scores), self._normalize_pixels(maps)
+        return InferenceBatch(
+            pred_score=normal_scores if self.enable_normalization else scores,
+            anomaly_map=normal_maps if self.enable_normalization else maps,
+            pred_label=_exceeds(normal_scores, self.normalized_image_threshold) if self.enable_thresholding else None,
+            pred_mask=_exceeds(normal_maps, self.normalized_pixel_threshold) if self.enable_thresholding else None,
+        )
+
+    def post_process_batch(self, batch: Batch) -> None:
+        """Label and normalize the scores of a batch, as far as that is enabled."""
+        # Labels come first, from the scores as the model returned them.
+        if self.enable_thresholding:
+            self.threshold_batch(batch)
+        if self.enable_normalization:
+            self.normalize_batch(batch)
+
+    def threshold_batch(self, batch: Batch) -> None:
+        """Add labels and masks to a batch of scores that are not normalized yet, unless it has them."""
+        if batch.pred_label is None:
+            batch.pred_label = _exceeds(self._normalize_images(batch.pred_score), self.normalized_image_threshold)
+        if batch.pred_mask is None:
+            batch.pred_mask = _exceeds(self._normalize_pixels(batch.anomaly_map), self.normalized_pixel_threshold)
+
+    def normalize_batch(self, batch: Batch) -> None:
+        """Normalize the scores and maps of a batch."""
+        batch.pred_score = self._normalize_images(batch.pred_score)
+        batch.anomaly_map = self._normalize_pixels(batch.anomaly_map)
+
+    def reset(self) -> None:
+        """Forget what validation data set: thresholds return to 0.5, and there is no range.
+
+        Thresholds that were passed as arguments stay. Call this when the text bank changes, as thresholds
+        are valid only for the bank they were set with.
+        """
+        for buffer in self._validated_buffers().values():
+            buffer.fill_(float("nan"))
+        for metric in (*threshold_metrics(self), *range_metrics(self)):
+            metric.reset()
+
+    def checkpoint_config(self) -> dict[str, Any]:
+        """Return the settings to save in a checkpoint. Thresholds from validation data are in its state."""
+        fixed = {"image_threshold": self.fixed_image_threshold, "pixel_threshold": self.fixed_pixel_threshold}
+        return super().checkpoint_config() | fixed
+
+    def load_checkpoint_config(self, config: Mapping[str, Any]) -> None:
+        """Use the settings of a checkpoint, except those passed to this post-processor.
+
+        Args:
+            config: Settings, as :meth:`checkpoint_config` returns them. What is missing stays as it is.
+
+        Raises:
+            TypeError: If a setting has the wrong type.
+            ValueError: If a setting is out of range.
+        """
+        saved = {name: config[name] for name in _DEFAULTS if name in config}
+        self._apply_settings(check_settings(saved, "the checkpoint's ") | self._given)
+
+    def _apply_settings(self, settings: Mapping[str, Any]) -> None:
+        """Set attributes; thresholds are called fixed, as the plain names are those in use."""
+        for name, value in settings.items():
+            setattr(self, f"fixed_{name}" if name.endswith("_threshold") else name, value)
+
+    def _known_thresholds(self) -> tuple[Tensor, Tensor]:
+        """Return the fixed, else the validated thresholds of images and of pixels, NaN where there is neither."""
+        image, pixel = validated_thresholds(self)
+        if self.fixed_image_threshold is not None:
+            image = torch.full_like(image, self.fixed_image_threshold)
+        if self.fixed_pixel_threshold is not None:
+            pixel = torch.full_like(pixel, self.fixed_pixel_threshold)
+        return image, pixel
+
+    def _fill_in(self, own: Tensor, other: Tensor) -> Tensor:
+        """Return the first threshold that is known: its own, the other's if they are matched, 0.5."""
+        if self.enable_threshold_matching:
+            own = torch.where(own.isnan(), other, own)
+        return own.nan_to_num(nan=DEFAULT_THRESHOLD)
+
+    def _normalize_images(self, scores: Tensor | None) -> Tensor | None:
+        return None if scores is None else normalize(scores, self.image_threshold, self.image_min, self.image_max)
+
+    def _normalize_pixels(self, maps: Tensor | None) -> Tensor | None:
+        return None if maps is None else normalize(maps, self.pixel_threshold, self.pixel_min, self.pixel_max)
+
+    def _validated_buffers(self) -> dict[str, Tensor]:
+        """Return the buffers that validation data set, by a name for messages."""
+        image, pixel = validated_thresholds(self)
+        ranges = {name: getattr(self, name) for name in ("image_min", "image_max", "pixel_min", "pixel_max")}
+        return {"image_threshold": image, "pixel_threshold": pixel} | ranges
+
+
+def _exceeds(scores: Tensor | None, threshold: Tensor) -> Tensor | None:
+    return None if scores is None else scores > threshold
+
+
+def _check_loaded_buffers(module: nn.Module, incompatible_keys: object) -> None:
+    """Raise ValueError if thresholds or ranges that were loaded are not scores."""
+    del incompatible_keys
+    for name, buffer in module._validated_buffers().items():  # noqa: SLF001, a hook of this module's class
+        if buffer < 0 or buffer > 1:
+            msg = (
+                f"the checkpoint's {name} is {buffer.item():g}, but scores lie in [0, 1]; validate again with "
+                "ZeroShotPostProcessor"
+            )
+            raise ValueError(msg)
+
+
+_DEFAULTS = {name: parameter.default for name, parameter in signature(ZeroShotPostProcessor).parameters.items()}

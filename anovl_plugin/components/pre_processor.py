@@ -1,10 +1,15 @@
 """Pre-processing that gives an exported model the pixels that the engine gives."""
 
+from typing import Any
+
 import torch
 from anomalib.pre_processing import PreProcessor
-from anomalib.pre_processing.utils.transform import get_exportable_transform
 from torch import Tensor, nn
 from torchvision.transforms.v2 import Compose, InterpolationMode, Resize, Transform
+
+from anovl_plugin.hosts.anomalib import can_be_saved, get_exportable_transform, set_transforms
+
+_UNSAVED = "unsaved"
 
 
 class AntialiasedPreProcessor(PreProcessor):
@@ -15,33 +20,64 @@ class AntialiasedPreProcessor(PreProcessor):
     runtime has.
 
     Args:
-        transform: What is done to images; ``None`` for nothing.
+        transform: Transform of images. If ``None``, the default, identity until :meth:`set_transform` sets another.
+
+    Attributes:
+        is_given: Whether the transform was passed at construction, and so was chosen by whoever made this.
     """
 
     def __init__(self, transform: Transform | None = None) -> None:
-        super().__init__(transform)
+        super().__init__()
+        self.is_given = transform is not None
         self.set_transform(transform)
 
     def set_transform(self, transform: Transform | None) -> None:
-        """Replace the transform, in the engine and in exported models.
+        """Set the transform of engine runs, and with it the one of exported graphs and inferencers.
 
         Args:
-            transform: What to do to images; ``None`` for nothing.
+            transform: Transform of images; ``None`` for identity.
         """
-        self.transform = transform
-        self.export_transform = exportable(transform)
+        set_transforms(self, transform, exportable(transform))
 
-    def load_checkpoint_config(self, config: dict) -> None:
-        """Take the transform of a checkpoint."""
-        super().load_checkpoint_config(config)
-        self.set_transform(self.transform)
+    def checkpoint_config(self) -> dict[str, Any]:
+        """Return the transform as plain data, or the name of what has no such form, such as a random transform."""
+        config = super().checkpoint_config()
+        unsaved = unsaved_part(self.transform)
+        return config if unsaved is None else config | {_UNSAVED: unsaved}
+
+    def load_checkpoint_config(self, config: dict[str, Any]) -> None:
+        """Use the transform of a checkpoint.
+
+        If it could not be saved, the transform that was passed at construction stays.
+
+        Raises:
+            ValueError: If it could not be saved, and no transform was passed at construction.
+        """
+        unsaved = config.get(_UNSAVED)
+        if unsaved is None:
+            super().load_checkpoint_config(config)
+            self.set_transform(self.transform)
+        elif not self.is_given:
+            msg = (
+                f"the checkpoint was made with a pre_processor whose transform cannot be saved ({unsaved}); "
+                "pass the same pre_processor again"
+            )
+            raise ValueError(msg)
+
+
+def unsaved_part(transform: Transform | None) -> str | None:
+    """Return the name of the first part of a transform that a checkpoint cannot hold, or ``None`` if it holds all."""
+    if transform is None or can_be_saved(transform):
+        return None
+    parts = transform.transforms if isinstance(transform, Compose) else []
+    return next((name for name in map(unsaved_part, parts) if name is not None), type(transform).__name__)
 
 
 class MatrixResize(nn.Module):
     """Antialiased bilinear resizing as two matrix products.
 
     Args:
-        resize: what it stands for; to a height and width, or of the short side.
+        resize: Transform to replace; to a height and width, or of the short side.
     """
 
     def __init__(self, resize: Resize) -> None:
@@ -52,15 +88,15 @@ class MatrixResize(nn.Module):
         """Resize images.
 
         Args:
-            images: shape (B, C, H, W).
+            images: Shape (B, C, H, W).
 
         Returns:
             Shape (B, C, H', W').
         """
         height, width = images.shape[-2:]
         rows, columns = self._target(height, width)
-        # Channels are folded away meanwhile: OpenVINO takes what is then done to each channel, such as normalising,
-        # for a part of a product that it stands right behind, and does it to columns.
+        # OpenVINO would fuse a following per-channel operation, such as normalization, into the product and apply it
+        # per column, so channels are folded into the batch.
         channels = images.flatten(0, 1)
         channels = resize_matrix(height, rows, images) @ channels @ resize_matrix(width, columns, images).T
         return channels.unflatten(0, images.shape[:2])
@@ -74,12 +110,12 @@ class MatrixResize(nn.Module):
 
 
 def resize_matrix(length: int, target: int, like: Tensor) -> Tensor:
-    """Weights of antialiased linear resizing: a triangle about each new pixel's centre, as wide as the step.
+    """Return the weights of antialiased linear resizing: a triangle around each pixel's center, as wide as the step.
 
     Args:
-        length: pixels along a side, n.
-        target: pixels wanted, m.
-        like: a tensor of the device and dtype to use.
+        length: Pixels along a side, n.
+        target: Pixels of the result along that side, m.
+        like: Tensor of the device and dtype to use.
 
     Returns:
         w_ij ∝ max(0, 1 − |j − c_i| / max(s, 1)), s = n/m, c_i = (i + ½) s − ½, each row adding up to 1; shape (m, n).
@@ -91,23 +127,23 @@ def resize_matrix(length: int, target: int, like: Tensor) -> Tensor:
     """
     old, new = (torch.arange(count, device=like.device, dtype=torch.float32) for count in (length, target))
     step = torch.scalar_tensor(length, device=like.device) / target
-    centres = (new + 0.5) * step - 0.5
-    weights = (1 - (old - centres[:, None]).abs() / step.clamp(min=1)).clamp(min=0)
+    centers = (new + 0.5) * step - 0.5
+    weights = (1 - (old - centers[:, None]).abs() / step.clamp(min=1)).clamp(min=0)
     return (weights / weights.sum(1, keepdim=True)).to(like.dtype)
 
 
 def exportable(transform: Transform | None) -> nn.Module | None:
-    """Give a transform whose graph can be exported and does the same.
+    """Return a transform that does the same and whose graph can be exported.
 
     Args:
-        transform: what is done to images.
+        transform: Transform of images; ``None`` for identity.
 
     Returns:
         anomalib's exportable version of it, with antialiased bilinear resizing kept.
     """
     if isinstance(transform, Compose):
         return Compose([exportable(part) for part in transform.transforms])
-    # The mode is a number, a word or a constant, whichever was given.
+    # The mode is an int, a str or an enum, as it was passed.
     bilinear = (InterpolationMode.BILINEAR, InterpolationMode.BILINEAR.value, 2)
     usual = isinstance(transform, Resize) and transform.interpolation in bilinear
     if usual and transform.antialias and transform.size is not None and transform.max_size is None:

@@ -1,10 +1,10 @@
-"""Try AnoVL with no download: the data module ``DemoSurfaces`` and the small CLIP ``anovl-demo``."""
+"""What it takes to try AnoVL without a download: the data module ``DemoSurfaces`` and the small CLIP ``anovl-demo``."""
 
 __all__ = ["DemoSurfaces"]
 
 
 def __getattr__(name: str) -> object:
-    """Import the data module, and anomalib with it, when it is first asked for."""
+    """Import the data module, and anomalib with it, on first use."""
     if name != "DemoSurfaces":
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)

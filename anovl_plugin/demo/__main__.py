@@ -3,18 +3,24 @@
 import argparse
 from pathlib import Path
 
-from anovl_plugin.demo.datamodule import PHOTOGRAPHS, make_category
+from anovl_plugin.demo.datamodule import PHOTOGRAPHS, check_root, make_category
 
 
 def main() -> None:
-    """Write the images of the surfaces asked for."""
+    """Write the images of the surfaces that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
-    parser.add_argument("folder", type=Path, help="folder to put a folder for each surface in")
-    parser.add_argument("--category", choices=PHOTOGRAPHS, nargs="+", default=list(PHOTOGRAPHS), help="which surfaces")
+    parser.add_argument("folder", type=Path, help="folder to write a folder for each surface to")
+    parser.add_argument(
+        "--category", choices=PHOTOGRAPHS, nargs="+", default=list(PHOTOGRAPHS), help="surfaces to write; default: all"
+    )
     args = parser.parse_args()
+    try:
+        check_root(args.folder)
+    except ValueError as error:
+        parser.error(str(error))
     for category in args.category:
         if (args.folder / category).exists():
-            parser.error(f"{args.folder / category} exists already; name another folder")
+            parser.error(f"{args.folder / category} already exists; use another folder")
         make_category(args.folder, category)
 
 

@@ -1,8 +1,7 @@
-"""Demo data with no download: crops of real photographs with painted defects, as an anomalib data module.
+"""Demo data without a download: crops of real photographs with painted defects, as an anomalib data module.
 
-The photographs are those that scikit-image carries in its package. Normal images are plain crops of them; test images
-with a defect are crops with one painted on, with its exact mask. Crops for training and for testing come from
-different parts of a photograph.
+The photographs come with scikit-image. Normal images are plain crops of them; abnormal images are crops with one
+painted defect, and have its exact mask. Training and test crops come from different parts of a photograph.
 """
 
 import shutil
@@ -12,28 +11,32 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from anomalib.data import MVTecAD
-from anomalib.utils.path import resolve_dataset_root
 from numpy.random import default_rng
 from skimage import data, io
 
+from anovl_plugin.config import shown
 from anovl_plugin.demo.defects import DEFECT_KINDS, paint_defect
+from anovl_plugin.hosts.anomalib import get_datasets_dir
 
-# Part of the default folder's name: images made by another version are never mixed up with these.
+# Part of the default folder's name, so that these images are never mixed with those of another version.
 VERSION = 1
 SEED = 20231123
-NUM_TRAIN, NUM_GOOD, NUM_FAULTY = 30, 20, 5
 
 Category = Literal["brick", "grass", "gravel", "wood"]
+Split = Literal["train", "test"]
+# Normal images of each split, and abnormal test images of each kind of defect.
+NUM_NORMAL: dict[Split, int] = {"train": 30, "test": 20}
+NUM_ABNORMAL = 5
 
 
 class Photograph(NamedTuple):
     """Where crops of a category come from.
 
     Attributes:
-        loader: name of the function of ``skimage.data`` that reads the photograph.
-        train: rows and columns that crops for training lie in, as (top, bottom, left, right) in pixels.
-        test: likewise, for testing.
-        crop: side of a crop in pixels.
+        loader: Name of the ``skimage.data`` function that reads the photograph.
+        train: Part that training crops come from, as (top, bottom, left, right) in pixels.
+        test: Part that test crops come from, likewise.
+        crop: Side of a crop in pixels.
     """
 
     loader: str
@@ -42,31 +45,34 @@ class Photograph(NamedTuple):
     crop: int = 128
 
 
-PHOTOGRAPHS = {
+PHOTOGRAPHS: dict[Category, Photograph] = {
     "brick": Photograph("brick", (0, 512, 0, 200), (0, 512, 200, 512)),
     "grass": Photograph("grass", (0, 512, 0, 200), (0, 512, 200, 512)),
     "gravel": Photograph("gravel", (0, 512, 0, 200), (0, 512, 200, 512)),
-    # The table right of the saucer in the picture of a cup of coffee.
+    # The table to the right of the saucer, in a picture of a cup of coffee.
     "wood": Photograph("coffee", (0, 110, 485, 600), (110, 320, 485, 600), 96),
 }
 
 
 class DemoSurfaces(MVTecAD):
-    """Four surfaces, photographed, with painted scratches, cracks, holes, stains and foreign pieces.
+    """Photographs of four surfaces, with painted scratches, cracks, holes, stains and foreign pieces.
 
-    The images are made on first use, always the same, in the folder layout of MVTec AD.
+    The images are created on first use, always the same ones, in the folder layout of MVTec AD.
 
     Args:
-        root: Folder for the images; anomalib's cache of data sets if not given.
-        category: ``brick``, ``grass``, ``gravel`` or ``wood``.
-        train_batch_size: Images in a training batch.
-        eval_batch_size: Images in a validation or test batch.
-        num_workers: Processes that read images; the images are small, so the default is to need none.
-        seed: Seed for random splits.
+        root: Folder for the images. Default: a folder in anomalib's dataset cache.
+        category: ``brick``, ``grass``, ``gravel`` or ``wood``. Default: ``brick``.
+        train_batch_size: Images per training batch, at least 1. Default: 32.
+        eval_batch_size: Images per validation or test batch, at least 1. Default: 32.
+        num_workers: Processes that read images, 0 to 1024. Default: 0, none; the images are small.
+        seed: Seed for random splits, at least 0. Default: ``None``, a different split each time.
 
     Raises:
-        ValueError: If there is no such category.
+        TypeError: If an argument has the wrong type.
+        ValueError: If there is no such category, a number is out of range, or the root is not a folder.
     """
+
+    category: Category
 
     def __init__(
         self,
@@ -77,36 +83,81 @@ class DemoSurfaces(MVTecAD):
         num_workers: int = 0,
         seed: int | None = None,
     ) -> None:
-        if category not in PHOTOGRAPHS:
-            msg = f"category is {category!r}, but must be one of {', '.join(PHOTOGRAPHS)}"
-            raise ValueError(msg)
+        check_category(category)
+        check_root(root)
         super().__init__(
-            root=resolve_dataset_root(root, f"DemoSurfaces-{VERSION}"),
+            root=get_datasets_dir() / f"DemoSurfaces-{VERSION}" if root is None else root,
             category=category,
-            train_batch_size=train_batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            seed=seed,
+            train_batch_size=whole_number("train_batch_size", train_batch_size, 1, 2**31 - 1),
+            eval_batch_size=whole_number("eval_batch_size", eval_batch_size, 1, 2**31 - 1),
+            num_workers=whole_number("num_workers", num_workers, 0, 1024),
+            seed=None if seed is None else whole_number("seed", seed, 0, 2**63 - 1),
         )
 
     def prepare_data(self) -> None:
-        """Make the images, unless they are there."""
+        """Create the images, unless they exist."""
         if not (self.root / self.category).is_dir():
             make_category(self.root, self.category)
 
     def setup(self, stage: str | None = None) -> None:
-        """Set up the three sets, as in every anomalib data module; makes the images first where nobody has."""
+        """Set up the three subsets as every anomalib data module does; create the images first, unless they exist."""
         self.prepare_data()
         super().setup(stage)
 
 
-def make_category(root: Path, category: str, seed: int = SEED) -> None:
-    """Make the images of a category, all or none: a run that breaks off leaves nothing half done.
+def check_category(category: object) -> None:
+    """Raise an error if there is no such category."""
+    msg = f"category is {shown(category)}, but must be one of {', '.join(PHOTOGRAPHS)}"
+    if not isinstance(category, str):
+        raise TypeError(msg)
+    if category not in PHOTOGRAPHS:
+        raise ValueError(msg)
+
+
+def check_root(root: object) -> None:
+    """Raise an error if the root is neither a folder nor a path at which one can be created."""
+    if root is None:
+        return
+    msg = f"root is {shown(root)}, but must be the path of a folder"
+    if not isinstance(root, str | Path):
+        raise TypeError(msg)
+    try:
+        # pathlib takes an empty path for the current folder.
+        is_folder = str(root) != "" and "\0" not in str(root) and first_existing(Path(root)).is_dir()
+    except OSError as error:
+        msg = f"{msg} ({error.strerror})"
+        raise ValueError(msg) from None
+    if not is_folder:
+        raise ValueError(msg)
+
+
+def first_existing(path: Path) -> Path:
+    """Return a path if it exists, else the closest of its parents that does."""
+    return next(each for each in (path, *path.parents) if each.exists() or each == each.parent)
+
+
+def whole_number(name: str, value: object, least: int, most: int) -> int:
+    """Return an argument that must be a whole number from ``least`` to ``most``, as an ``int``.
+
+    Raises:
+        TypeError: If it is not an ``int`` or a NumPy integer.
+        ValueError: If it is out of range.
+    """
+    msg = f"{name} is {shown(value)}, but must be a whole number from {least} to {most}"
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(msg)
+    if not least <= value <= most:
+        raise ValueError(msg)
+    return int(value)
+
+
+def make_category(root: Path, category: Category, seed: int = SEED) -> None:
+    """Write the images of a category, all or none: an interrupted run leaves nothing behind.
 
     Args:
-        root: folder to put the category's folder in.
-        category: a key of :data:`PHOTOGRAPHS`.
-        seed: another one makes other crops and other defects.
+        root: Folder to create the category's folder in.
+        category: A key of :data:`PHOTOGRAPHS`.
+        seed: Seed of crops and defects. Default: that of the published images.
     """
     photograph = PHOTOGRAPHS[category]
     pixels = np.atleast_3d(getattr(data, photograph.loader)()).astype(np.float32) / 255
@@ -114,33 +165,31 @@ def make_category(root: Path, category: str, seed: int = SEED) -> None:
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root, prefix=".making-") as work:
         folder = Path(work) / category
-        for split, count in (("train", NUM_TRAIN), ("test", NUM_GOOD)):
+        for split, count in NUM_NORMAL.items():
             for index in range(count):
                 crop = crop_photograph(pixels, photograph, split, seeded(category, split, index, seed))
                 write_image(folder / split / "good" / f"{index:03d}.png", crop)
         for kind in DEFECT_KINDS:
-            for index in range(NUM_FAULTY):
+            for index in range(NUM_ABNORMAL):
                 rng = seeded(category, kind, index, seed)
-                damaged, mask = paint_defect(crop_photograph(pixels, photograph, "test", rng), kind, rng)
-                write_image(folder / "test" / kind / f"{index:03d}.png", damaged)
+                abnormal, mask = paint_defect(crop_photograph(pixels, photograph, "test", rng), kind, rng)
+                write_image(folder / "test" / kind / f"{index:03d}.png", abnormal)
                 write_image(folder / "ground_truth" / kind / f"{index:03d}_mask.png", mask)
         try:
             folder.rename(root / category)
         except OSError:
-            # Another process was quicker, and made the same images.
+            # Another process may have been faster; its images are the same.
             if not (root / category).is_dir():
                 shutil.move(folder, root / category)
 
 
 def seeded(category: str, kind: str, index: int, seed: int) -> np.random.Generator:
-    """Make the generator of one image, so that no image depends on how many came before."""
+    """Return the generator of one image, so that no image depends on how many came before it."""
     return default_rng([seed, index, *f"{category}/{kind}".encode()])
 
 
-def crop_photograph(
-    pixels: np.ndarray, photograph: Photograph, split: Literal["train", "test"], rng: np.random.Generator
-) -> np.ndarray:
-    """Cut a random square, flipped at random, from the part of a photograph that belongs to a split."""
+def crop_photograph(pixels: np.ndarray, photograph: Photograph, split: Split, rng: np.random.Generator) -> np.ndarray:
+    """Return a random square, randomly flipped, from the part of a photograph that belongs to a split."""
     top, bottom, left, right = getattr(photograph, split)
     row = rng.integers(top, bottom - photograph.crop + 1)
     column = rng.integers(left, right - photograph.crop + 1)

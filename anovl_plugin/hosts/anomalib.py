@@ -1,10 +1,73 @@
 """What the package uses of anomalib beyond its public API."""
 
 from anomalib.data.utils.tiler import ImageUpscaleMode, Tiler
+from anomalib.metrics import F1AdaptiveThreshold, MinMax
+from anomalib.post_processing import PostProcessor
+from anomalib.pre_processing import PreProcessor
+from anomalib.pre_processing.utils.spec import transform_to_spec
+from anomalib.pre_processing.utils.transform import get_exportable_transform
+from anomalib.utils.path import get_datasets_dir
+from torch import Tensor, nn
+from torchvision.transforms.v2 import Transform
 
-__all__ = ["ImageUpscaleMode", "Tiler", "count_tiles"]
+__all__ = [
+    "ImageUpscaleMode",
+    "Tiler",
+    "can_be_saved",
+    "count_tiles",
+    "get_datasets_dir",
+    "get_exportable_transform",
+    "range_metrics",
+    "replace_threshold_metrics",
+    "set_transforms",
+    "threshold_metrics",
+    "validated_thresholds",
+]
 
 
 def count_tiles(tiler: Tiler) -> int:
     """Return the number of tiles per image in the batch that a tiler has cut last."""
     return tiler.num_patches_h * tiler.num_patches_w
+
+
+def can_be_saved(transform: Transform) -> bool:
+    """Return whether a checkpoint can hold a transform."""
+    try:
+        transform_to_spec(transform)
+    except ValueError:
+        return False
+    return True
+
+
+def set_transforms(pre_processor: PreProcessor, transform: Transform | None, export: nn.Module | None) -> None:
+    """Set the transform of engine runs and the one of exported graphs and inferencers.
+
+    Args:
+        pre_processor: Pre-processor to change.
+        transform: Transform that the callback applies to each batch; ``None`` for identity.
+        export: Module that ``forward`` applies; ``None`` for identity.
+    """
+    pre_processor.transform = transform
+    pre_processor.export_transform = export
+
+
+def validated_thresholds(post_processor: PostProcessor) -> tuple[Tensor, Tensor]:
+    """Return the buffers for the image and the pixel threshold, which validation sets; NaN where it has not."""
+    return post_processor._image_threshold, post_processor._pixel_threshold
+
+
+def threshold_metrics(post_processor: PostProcessor) -> tuple[F1AdaptiveThreshold, F1AdaptiveThreshold]:
+    """Return the metrics that find the image and the pixel threshold during validation."""
+    return post_processor._image_threshold_metric, post_processor._pixel_threshold_metric
+
+
+def range_metrics(post_processor: PostProcessor) -> tuple[MinMax, MinMax]:
+    """Return the metrics that find the range of image and of pixel scores during validation."""
+    return post_processor._image_min_max_metric, post_processor._pixel_min_max_metric
+
+
+def replace_threshold_metrics(post_processor: PostProcessor, metric: type[F1AdaptiveThreshold]) -> None:
+    """Find both thresholds with another metric than anomalib's."""
+    image, pixel = threshold_metrics(post_processor)
+    post_processor._image_threshold_metric = metric(fields=image.fields, strict=False)
+    post_processor._pixel_threshold_metric = metric(fields=pixel.fields, strict=False)

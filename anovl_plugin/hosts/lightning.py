@@ -1,6 +1,21 @@
 """What the package uses of Lightning beyond its public API."""
 
-from lightning.pytorch import LightningModule, Trainer
+from abc import ABC, abstractmethod
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource
+from lightning.pytorch.utilities.data import _update_dataloader
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch.utils.data import DataLoader, Sampler
+
+__all__ = [
+    "LoaderCallback",
+    "UnrepeatedDistributedSampler",
+    "attached_trainer",
+    "replace_sampler",
+    "shares_images_out",
+]
 
 
 def attached_trainer(module: LightningModule) -> Trainer | None:
@@ -9,3 +24,67 @@ def attached_trainer(module: LightningModule) -> Trainer | None:
         return module.trainer
     except RuntimeError:
         return None
+
+
+def replace_sampler(loader: DataLoader, sampler: Sampler) -> DataLoader:
+    """Return a loader that differs from ``loader`` in its sampler alone."""
+    return _update_dataloader(loader, sampler)
+
+
+def shares_images_out(trainer: Trainer) -> bool:
+    """Return whether the trainer divides the images of an evaluation among several processes."""
+    return trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler
+
+
+class LoaderCallback(Callback, ABC):
+    """A callback that sees every data loader of an evaluation before its first batch.
+
+    Lightning has no hook for this. Loaders come from a data module or are passed to the trainer; both go through one
+    object in each loop, which is replaced for the length of a run.
+    """
+
+    @abstractmethod
+    def change_loader(self, loader: DataLoader, trainer: Trainer) -> DataLoader:
+        """Return the loader to use in place of ``loader``, or ``loader`` itself.
+
+        Args:
+            loader: Loader of validation, test or prediction images.
+            trainer: Trainer that is going to use it.
+        """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Route the loaders of the run through :meth:`change_loader`."""
+        del pl_module, stage
+        for loop in _evaluation_loops(trainer):
+            source = loop._data_source
+            changes = [*getattr(source, "changes", []), lambda loader: self.change_loader(loader, trainer)]
+            loop._data_source = _ChangedSource(source.instance, source.name, changes)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let the trainer take loaders as they come again."""
+        del pl_module, stage
+        for loop in _evaluation_loops(trainer):
+            loop._data_source = _DataLoaderSource(loop._data_source.instance, loop._data_source.name)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Clean up after a failed run, for which Lightning does not call :meth:`teardown`."""
+        del exception
+        self.teardown(trainer, pl_module, "")
+
+
+class _ChangedSource(_DataLoaderSource):
+    """A source of loaders that passes each of them through functions, in order."""
+
+    def __init__(self, instance: object, name: str, changes: list) -> None:
+        super().__init__(instance, name)
+        self.changes = changes
+
+    def dataloader(self) -> object:
+        loaders = super().dataloader()
+        for change in self.changes:
+            loaders = apply_to_collection(loaders, DataLoader, change)
+        return loaders
+
+
+def _evaluation_loops(trainer: Trainer) -> tuple:
+    return trainer.validate_loop, trainer.test_loop, trainer.predict_loop

@@ -14,7 +14,6 @@ __all__ = [
     "POSITION_IDS",
     "VisionTransformer",
     "download_from_hub",
-    "find_weights",
     "is_causal",
     "is_native_tower",
     "native_traits",
@@ -97,13 +96,3 @@ def shorter_context(clip: nn.Module, length: int) -> dict[str, Tensor]:
         f"{prefix}positional_embedding": text.positional_embedding[:length],
         f"{prefix}attn_mask": text.attn_mask[:length, :length],
     }
-
-
-def find_weights(folder: Path) -> Path | None:
-    """Return the weights file that open_clip prefers in a folder, if there is one."""
-    names = [f"open_clip_{kind}" for kind in ("model.safetensors", "pytorch_model.safetensors", "pytorch_model.bin")]
-    names += ["open_clip_pytorch_model.pth", "model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth"]
-    candidates = [folder / name for name in names]
-    for suffix in (".safetensors", ".bin", ".pth"):
-        candidates += sorted(folder.glob(f"*{suffix}"))
-    return next((path for path in candidates if path.is_file()), None)

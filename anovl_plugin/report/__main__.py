@@ -1,8 +1,8 @@
-"""Report on what ``anomalib benchmark`` measured: ``python -m anovl_plugin.report RESULTS.csv [MORE.csv …] --out DIR``.
+"""Report the results of ``anomalib benchmark``: ``python -m anovl_plugin.report RESULTS.csv [MORE.csv …] --out DIR``.
 
-Prints a table for each metric of each data set, a row a category and a column a model. With ``--out`` the tables are
-also written as Markdown and CSV, and two plots as PNG. Several files are merged; where a model was measured on a
-category more than once, the newest result counts.
+Prints one table per metric and dataset, with a row for each category and a column for each model. With ``--out``, the
+tables are also written as Markdown and CSV, and two plots as PNG. Several files are merged; if a model was measured on
+a category more than once, the newest result counts.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from anovl_plugin.report.tables import NOTE, make_grids, print_grid, write_table
 
 
 def report(name: str, results: pd.DataFrame, folder: Path | None, console: Console) -> None:
-    """Print the tables of a data set, and write them and its plots if there is a folder for them."""
+    """Print the tables of a dataset; if there is a folder, write them and the plots to it."""
     console.rule(Text(name))
     grids = list(make_grids(results))
     for grid in grids:
@@ -32,15 +32,17 @@ def report(name: str, results: pd.DataFrame, folder: Path | None, console: Conso
         folder.mkdir(parents=True, exist_ok=True)
         stem = re.sub(r"\W+", "-", name)
         for path in (*write_tables(stem, results, folder), *write_plots(stem, results, folder)):
-            # Not through rich, which would break a long path in two.
+            # Not with rich, which would break long paths.
             print(path)  # noqa: T201
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Read the command line, report, and give the exit status: 2 if a file cannot be reported on."""
+    """Run the program and return its exit status: 2 if a file cannot be used."""
     parser = argparse.ArgumentParser(prog="python -m anovl_plugin.report", description=__doc__.splitlines()[0])
     parser.add_argument("results", nargs="+", type=Path, metavar="RESULTS.csv", help="runs/benchmark/TIME/results.csv")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write tables and plots to")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder to write tables and plots to; default: only print tables"
+    )
     options = parser.parse_args(arguments)
     try:
         results = read_results(options.results)

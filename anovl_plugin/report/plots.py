@@ -1,4 +1,4 @@
-"""Plots of results, to be read in grey as well: accuracy against speed, and the categories side by side."""
+"""Plots of results, readable in grayscale: accuracy against speed, and categories side by side."""
 
 from pathlib import Path
 
@@ -15,13 +15,13 @@ _BY_COLUMN = {measure.column: measure for measure in MEASURES}
 SHOWN = tuple(_BY_COLUMN[column] for column in ("image_AUROC", "pixel_AUROC"))
 SPEED = _BY_COLUMN["seconds_per_image"]
 MARKERS = "osD^vPX*<>"
-# Dark to light, told apart by their hatches where greys repeat.
-GREYS = ("0.15", "0.45", "0.65", "0.85")
+# Dark to light; hatches distinguish bars of the same gray.
+GRAYS = ("0.15", "0.45", "0.65", "0.85")
 HATCHES = ("", "///", "...", "\\\\\\", "xxx", "++", "oo", "--")
 
 
 def write_plots(name: str, results: pd.DataFrame, folder: Path) -> list[Path]:
-    """Write both plots of a data set as PNG and give the paths; the one of speed only if speed was measured."""
+    """Write the plots of a dataset as PNG, as far as their values were measured, and return the paths."""
     paths = []
     for kind, draw in (("speed", draw_speed), ("categories", draw_categories)):
         figure = draw(name, results)
@@ -32,14 +32,14 @@ def write_plots(name: str, results: pd.DataFrame, folder: Path) -> list[Path]:
 
 
 def draw_speed(name: str, results: pd.DataFrame) -> Figure | None:
-    """Draw the mean accuracy of each model over the mean time it takes for an image.
+    """Return a plot of each model's mean accuracy against its mean time per image.
 
     Args:
-        name: what to call the data set.
-        results: those of one data set.
+        name: Name of the dataset.
+        results: Results of one dataset, as :func:`~anovl_plugin.report.results.read_results` returns them.
 
     Returns:
-        A panel for image AUROC and one for pixel AUROC, as far as they were measured; ``None`` if no speed was.
+        One panel for image AUROC and one for pixel AUROC, as far as they were measured; ``None`` if the speed was not.
     """
     speed = pivot(results, SPEED).mean()
     measures = [measure for measure in SHOWN if (pivot(results, measure).mean() * speed).notna().any()]
@@ -49,15 +49,16 @@ def draw_speed(name: str, results: pd.DataFrame) -> Figure | None:
     panels = np.atleast_1d(figure.subplots(1, len(measures)))
     for axes, measure in zip(panels, measures, strict=True):
         average = means(pivot(results, measure))
-        for index, (model, (accuracy, complete)) in enumerate(average.iterrows()):
+        for index, model in enumerate(map(str, average.index)):
+            accuracy, complete = average["mean"][model], average["complete"][model]
             label = model if complete else f"{model} (part of the categories)"
-            face = GREYS[index % len(GREYS)] if complete else "none"
+            face = GRAYS[index % len(GRAYS)] if complete else "none"
             marker = MARKERS[index % len(MARKERS)]
             axes.plot(speed[model], 100 * accuracy, marker, ms=11, mfc=face, mec="black", label=label)
         axes.set_xscale("log")
         axes.margins(x=0.15, y=0.15)
         axes.set_ylim(top=min(axes.get_ylim()[1], 101))
-        axes.set_xlabel("time per image [s], log scale; less is faster")
+        axes.set_xlabel("time per image [s], log scale; lower is faster")
         axes.set_ylabel(f"{measure.title.replace(' [%]', '')}, mean over categories [%]")
         axes.grid(visible=True, which="major", color="0.9")
     figure.suptitle(f"{name}: accuracy against speed")
@@ -67,14 +68,14 @@ def draw_speed(name: str, results: pd.DataFrame) -> Figure | None:
 
 
 def draw_categories(name: str, results: pd.DataFrame) -> Figure | None:
-    """Draw the accuracy of each model in each category, as bars side by side; a dash where there is none.
+    """Return a bar plot of the accuracy of each model in each category, with a dash for missing values.
 
     Args:
-        name: what to call the data set.
-        results: those of one data set.
+        name: Name of the dataset.
+        results: Results of one dataset, as :func:`~anovl_plugin.report.results.read_results` returns them.
 
     Returns:
-        A row for image AUROC and one for pixel AUROC, as far as they were measured; ``None`` if neither was.
+        One row for image AUROC and one for pixel AUROC, as far as they were measured; ``None`` if neither was.
     """
     tables = [(measure, pivot(results, measure)) for measure in SHOWN]
     tables = [(measure, table) for measure, table in tables if table.notna().any(axis=None)]
@@ -95,13 +96,13 @@ def draw_categories(name: str, results: pd.DataFrame) -> Figure | None:
 
 
 def draw_bars(axes: Axes, measure: Measure, table: pd.DataFrame) -> None:
-    """Draw the bars of one measure: categories by models, fractions."""
+    """Draw the bars of one measure from a table of fractions, categories by models."""
     width = 0.8 / len(table.columns)
     for index, model in enumerate(table.columns):
         places = np.arange(len(table)) + (index - (len(table.columns) - 1) / 2) * width
         values = 100 * table[model].to_numpy()
-        style = {"color": GREYS[index % len(GREYS)], "hatch": HATCHES[index % len(HATCHES)], "edgecolor": "white"}
-        axes.bar(places, np.nan_to_num(values), width, label=model, **style)
+        color, hatch = GRAYS[index % len(GRAYS)], HATCHES[index % len(HATCHES)]
+        axes.bar(places, np.nan_to_num(values), width, label=model, color=color, hatch=hatch, edgecolor="white")
         for place in places[np.isnan(values)]:
             axes.text(place, 1, MISSING, ha="center")
     axes.set_ylim(0, 100)

@@ -1,8 +1,8 @@
-"""Reads the CSV files that anomalib's benchmark pipeline writes, and makes one set of results of them.
+"""Reads the CSV files of anomalib's benchmark pipeline and merges them into one set of results.
 
-A result belongs to a data set, a category of it and a model. Where several do, the newest counts: the time is the one
-in the name of the folder that the pipeline makes for each run (``runs/benchmark/2026-11-25-14_30_00/results.csv``), or
-else the file's time of modification; within a file the later line is the newer.
+A result belongs to a dataset, one of its categories, and a model. If there are several, the newest counts. The time is
+in the name of the folder that the pipeline creates for each run (``runs/benchmark/2026-11-25-14_30_00/results.csv``);
+for other folders, it is the modification time of the file. Within a file, the last line is the newest.
 """
 
 import re
@@ -15,12 +15,12 @@ import pandas as pd
 
 
 class Measure(NamedTuple):
-    """Something that was measured.
+    """A quantity that the benchmark measures.
 
     Attributes:
-        column: its column in the CSV.
-        title: what to call it, with its unit.
-        percent: whether it is a fraction to be shown in percent.
+        column: Its column in the CSV.
+        title: Its name in the report, with the unit.
+        percent: Whether it is a fraction that is shown in percent.
     """
 
     column: str
@@ -45,21 +45,21 @@ _STAMP = re.compile(r"\d{4}-\d\d-\d\d-\d\d_\d\d_\d\d")
 
 
 class ReportError(Exception):
-    """A file cannot be reported on; the message says which and why, in one line."""
+    """A file cannot be used; the message says which and why, in one line."""
 
 
 def read_results(paths: Sequence[Path]) -> pd.DataFrame:
-    """Read and merge the results of several runs.
+    """Return the merged results of several runs.
 
     Args:
         paths: CSV files that anomalib's benchmark pipeline wrote.
 
     Returns:
-        A row for each data set, category and model, with the columns ``data``, ``category``, ``model`` and those of
-        :data:`MEASURES`, fractions as they are; NaN where nothing is known. In the order in which they first occur.
+        A row for each dataset, category and model, in order of first occurrence, with the columns ``data``,
+        ``category``, ``model`` and those of :data:`MEASURES`. Fractions are in [0, 1]; missing values are NaN.
 
     Raises:
-        ReportError: if a file cannot be read, is empty, or is no result of that pipeline.
+        ReportError: If a file cannot be read, is empty, or is not a result of that pipeline.
     """
     runs = pd.concat([read_file(path) for path in paths], ignore_index=True)
     runs["data"] = runs["data.class_path"].map(last_name)
@@ -74,7 +74,7 @@ def read_results(paths: Sequence[Path]) -> pd.DataFrame:
 
 
 def read_file(path: Path) -> pd.DataFrame:
-    """Read a file, and note in the column ``time`` when its results were written."""
+    """Return the rows of a file, with the time when it was written in the column ``time``."""
     try:
         runs = pd.read_csv(path, dtype=str)
     except OSError as error:
@@ -84,15 +84,15 @@ def read_file(path: Path) -> pd.DataFrame:
         msg = f"{path}: is empty"
         raise ReportError(msg) from error
     except (pd.errors.ParserError, UnicodeDecodeError) as error:
-        msg = f"{path}: is no CSV file"
+        msg = f"{path}: is not a CSV file"
         raise ReportError(msg) from error
     missing = [column for column in NEEDED if column not in runs]
     if missing or not any(measure.column in runs for measure in MEASURES):
-        absent = f"column {missing[0]}" if missing else "metric known here"
-        msg = f"{path}: is no result of anomalib's benchmark: no {absent}"
+        absent = f"no column {missing[0]}" if missing else "no metric that the report knows"
+        msg = f"{path}: is not a result of anomalib's benchmark: {absent}"
         raise ReportError(msg)
     if runs.empty:
-        msg = f"{path}: holds no results"
+        msg = f"{path}: has no results"
         raise ReportError(msg)
     for measure in MEASURES:
         if measure.column in runs:
@@ -102,23 +102,23 @@ def read_file(path: Path) -> pd.DataFrame:
 
 
 def to_numbers(path: Path, column: pd.Series) -> pd.Series:
-    """Read a column as numbers, empty cells as NaN."""
+    """Return a column as numbers, with NaN for empty cells."""
     try:
         return pd.to_numeric(column)
     except ValueError as error:
-        msg = f"{path}: column {column.name} holds something that is no number"
+        msg = f"{path}: column {column.name} has a value that is not a number"
         raise ReportError(msg) from error
 
 
 def time_of(path: Path) -> datetime:
-    """Tell when a file of results was written: by the name of its folder, else by its time of modification."""
+    """Return when a file was written: the time in the name of its folder, else its modification time."""
     if _STAMP.fullmatch(path.absolute().parent.name):
         return datetime.strptime(path.absolute().parent.name, "%Y-%m-%d-%H_%M_%S")  # noqa: DTZ007 - local, as below
     return datetime.fromtimestamp(path.stat().st_mtime)  # noqa: DTZ006 - the pipeline writes local time, too
 
 
 def last_name(class_path: str) -> str:
-    """Take the class's name from a class path.
+    """Return the class name at the end of a class path.
 
     Example:
         >>> last_name("anovl_plugin.benchmark.BenchmarkWinClip")
@@ -128,7 +128,7 @@ def last_name(class_path: str) -> str:
 
 
 def name_categories(runs: pd.DataFrame) -> pd.Series:
-    """Name what a row is about: the category of a data set, or the name that a folder was given."""
+    """Return the category of each row: that of the dataset, or the name of a ``Folder``, else "all"."""
     names = pd.Series("all", index=runs.index)
     for column in ("data.init_args.name", "data.init_args.category"):
         if column in runs:
@@ -137,10 +137,10 @@ def name_categories(runs: pd.DataFrame) -> pd.Series:
 
 
 def label_models(runs: pd.DataFrame) -> pd.Series:
-    """Name models by their class and by the settings in which runs of that class differ.
+    """Return the name of each row's model: its class, and the settings in which runs of that class differ.
 
-    Settings that are not given are left out, so that the plain model keeps the plain name; those of a run are its
-    arguments, its seed and its accelerator.
+    Settings are the model's arguments, the seed and the accelerator. Those that are not given are left out, so that a
+    model with its defaults has the name of its class.
 
     Example:
         >>> classes = ["anovl_plugin.benchmark.BenchmarkAnoVL"] * 2
@@ -149,13 +149,14 @@ def label_models(runs: pd.DataFrame) -> pd.Series:
         ['AnoVL', 'AnoVL, TextAdapter']
     """
     kinds = runs["model.class_path"].map(last_name).str.removeprefix("Benchmark")
-    settings = [c for c in runs if c.startswith("model.init_args.") or c in {"seed", "accelerator"}]
+    settings = [c for c in map(str, runs) if c.startswith("model.init_args.") or c in {"seed", "accelerator"}]
     labels = kinds.copy()
     for kind, group in runs[settings].groupby(kinds):
         # pandas writes whole numbers as 240.0 where some runs have none.
         values = group.fillna("").astype(str).apply(lambda column: column.str.removesuffix(".0"))
         values = values[[column for column in values if len(set(values[column])) > 1]]
-        named = [{c.removeprefix("model.init_args."): v for c, v in row.items()} for row in values.to_dict("records")]
+        # Row by row, for pandas before 3 has no records of a table without columns.
+        named = [{c.removeprefix("model.init_args."): values.loc[i, c] for c in values} for i in values.index]
         parts = [describe(settings) for settings in named]
         if len(set(parts)) < len(values.drop_duplicates()):
             parts = [tuple(f"{name} {value or MISSING}" for name, value in settings.items()) for settings in named]
@@ -164,15 +165,15 @@ def label_models(runs: pd.DataFrame) -> pd.Series:
 
 
 def describe(settings: dict[str, str]) -> tuple[str, ...]:
-    """Put the settings that are given into words: the last name of a word or a class, else the setting's name as well.
+    """Return the settings that are given as text: the value alone if it is a word or a class, else its name as well.
 
     Example:
         >>> describe({"adaptation": "anovl_plugin.TextAdapter", "pre_trained": "False", "seed": "7", "domain": ""})
         ('TextAdapter', 'pre_trained False', 'seed 7')
     """
     given = {name: value for name, value in settings.items() if value}
-    return tuple(last_name(v) if _speaks_for_itself(v) else f"{name} {v}" for name, v in given.items())
+    return tuple(last_name(v) if _is_descriptive(v) else f"{name} {v}" for name, v in given.items())
 
 
-def _speaks_for_itself(value: str) -> bool:
+def _is_descriptive(value: str) -> bool:
     return value not in {"True", "False"} and all(part.isidentifier() for part in value.split("."))

@@ -1,4 +1,4 @@
-"""Tables of results in the papers' layout: a row a category, a column a model, the mean last, the best in bold."""
+"""Tables of results as in papers: a row per category, a column per model, the mean last, the best in bold."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,17 +13,17 @@ from rich.text import Text
 from anovl_plugin.report.results import MEASURES, MISSING, Measure
 
 INCOMPLETE = "*"
-NOTE = f"{INCOMPLETE} mean over those categories alone that were measured; not comparable with the others."
-# What a column of numbers takes up in a terminal, with a word of the model's name above it.
+NOTE = f"{INCOMPLETE} mean over the measured categories only; not comparable with the other means."
+# Width of a column in a terminal: numbers, and above them the words of the model's name.
 _COLUMN_WIDTH = 14
 
 
 class Cell(NamedTuple):
-    """A figure of a table.
+    """A value in a table.
 
     Attributes:
-        text: the figure as it is shown.
-        best: whether it is the best of its row.
+        text: The formatted value.
+        best: Whether it is the best of its row.
     """
 
     text: str
@@ -34,9 +34,9 @@ class Grid(NamedTuple):
     """A table of one measure.
 
     Attributes:
-        title: what it shows, with the unit.
-        models: the columns.
-        rows: name of each row, and its cells.
+        title: Name of the measure, with the unit.
+        models: Names of the columns.
+        rows: Name and cells of each row.
     """
 
     title: str
@@ -45,30 +45,30 @@ class Grid(NamedTuple):
 
     @property
     def incomplete(self) -> bool:
-        """Whether the mean of some model is one over a part of the categories."""
+        """Whether any model's mean lacks some of the categories."""
         return any(cell.text.endswith(INCOMPLETE) for cell in self.rows[-1][1])
 
 
 def pivot(results: pd.DataFrame, measure: Measure) -> pd.DataFrame:
-    """Lay one measure of one data set out: categories (rows) by models (columns), NaN where nothing is known."""
+    """Return one measure of one dataset: categories (rows) by models (columns), NaN for missing values."""
     table = results.pivot_table(measure.column, "category", "model", aggfunc="last", dropna=False, sort=False)
     return table.reindex(index=results["category"].unique(), columns=results["model"].unique())
 
 
 def means(table: pd.DataFrame) -> pd.DataFrame:
-    """Average each model over the categories.
+    """Return the mean of each model over the categories.
 
     Args:
-        table: categories by models.
+        table: Categories by models, NaN for missing values.
 
     Returns:
-        For each model the ``mean`` over what is known, and whether it is ``complete``.
+        A row for each model: the ``mean`` of the values that are there, and whether they are ``complete``.
     """
     return pd.DataFrame({"mean": table.mean(), "complete": table.notna().all()})
 
 
 def show(value: float, measure: Measure) -> str:
-    """Put a figure into words: percent with one decimal, seconds with three digits, a dash for what is missing.
+    """Format a value: percent with one decimal, seconds with three digits, a dash if it is missing.
 
     Example:
         >>> [show(value, MEASURES[0]) for value in (0.9251, float("nan"))]
@@ -84,7 +84,7 @@ def show(value: float, measure: Measure) -> str:
 
 
 def make_cells(values: pd.Series, measure: Measure, complete: pd.Series | None = None) -> list[Cell]:
-    """Make the cells of a row; several are the best if they are shown as equal, none if there is only one."""
+    """Return the cells of a row; values that look equal can all be the best, and a single value is not."""
     complete = values.notna() if complete is None else complete & values.notna()
     texts = [show(value, measure) for value in values]
     rivals = values[complete]
@@ -94,7 +94,7 @@ def make_cells(values: pd.Series, measure: Measure, complete: pd.Series | None =
 
 
 def make_grids(results: pd.DataFrame) -> Iterator[Grid]:
-    """Make a table for each measure of a data set, leaving out what no model was measured by."""
+    """Yield a table for each measure of a dataset that was measured for any model."""
     for measure in MEASURES:
         table = pivot(results, measure)
         if table.isna().all(axis=None):
@@ -106,7 +106,7 @@ def make_grids(results: pd.DataFrame) -> Iterator[Grid]:
 
 
 def print_grid(grid: Grid, console: Console) -> None:
-    """Print a table, in several parts if its columns do not fit side by side."""
+    """Print a table, in several parts if its columns do not fit side by side in the terminal."""
     first = max(len(name) for name, _ in grid.rows) + 4
     at_once = max(1, (console.width - first) // _COLUMN_WIDTH)
     for start in range(0, len(grid.models), at_once):
@@ -123,7 +123,7 @@ def print_grid(grid: Grid, console: Console) -> None:
 
 
 def to_markdown(name: str, grids: list[Grid]) -> str:
-    """Write the tables of a data set as Markdown."""
+    """Return the tables of a dataset as Markdown."""
     lines = [f"# {name}", ""]
     for grid in grids:
         lines += [f"## {grid.title}", "", "| " + " | ".join(["", *grid.models]) + " |"]
@@ -136,10 +136,10 @@ def to_markdown(name: str, grids: list[Grid]) -> str:
 
 
 def to_wide(results: pd.DataFrame) -> pd.DataFrame:
-    """Lay a data set out for a CSV: a row a category and the mean, a column for each model and measure.
+    """Return a dataset's results for a CSV: a row per category and the mean, a column per model and measure.
 
-    Fractions are in percent, as their titles say, unrounded; what is missing is empty. The mean of a model that lacks
-    a category is empty as well, as there is no place for a mark beside it.
+    Fractions are in percent, as their titles say, and not rounded; missing values are empty. The mean of a model that
+    lacks a category is empty as well, because a CSV has no place for a mark.
     """
     columns = {}
     for measure in MEASURES:
@@ -153,7 +153,7 @@ def to_wide(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def write_tables(name: str, results: pd.DataFrame, folder: Path) -> list[Path]:
-    """Write the tables of a data set as Markdown and as CSV, and give the paths."""
+    """Write the tables of a dataset as Markdown and CSV, and return the paths."""
     pages = [folder / f"{name}.md", folder / f"{name}.csv"]
     pages[0].write_text(to_markdown(name, list(make_grids(results))), encoding="utf-8")
     to_wide(results).to_csv(pages[1])

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import AdamW
 
-from anovl_plugin.config import number, shown, whole_number
+from anovl_plugin.config import number, whole_number
 from anovl_plugin.scoring.scores import cosine_difference
 from anovl_plugin.text.text_bank import TextBank
 
@@ -86,8 +86,8 @@ def adapt_tokens(adaptation: Adaptation, tokens: Tensor, text_bank: TextBank) ->
         # Copies, because a tensor made in inference mode cannot be saved for a backward pass, and because an
         # adaptation may write to its arguments.
         start = tokens.detach().float().clone()
-        parts = [_adapt_part(adaptation, part, text_bank.copy()) for part in start.clone().split(batch_size)]
-    adapted = torch.cat(parts)
+        parts = start.clone().split(batch_size)
+        adapted = torch.cat([call_adapt(adaptation, part, text_bank.copy()).detach().float() for part in parts])
     finite = adapted.isfinite().flatten(1).all(1)
     if not finite.all():
         count = int((~finite).sum())
@@ -96,13 +96,19 @@ def adapt_tokens(adaptation: Adaptation, tokens: Tensor, text_bank: TextBank) ->
     return torch.where(finite[:, None, None], adapted, start)
 
 
-def _adapt_part(adaptation: Adaptation, tokens: Tensor, text_bank: TextBank) -> Tensor:
-    # Before the call, as an adaptation may resize its tokens in place.
+def call_adapt(adaptation: Adaptation, tokens: Tensor, text_bank: TextBank) -> Tensor:
+    """Return the result of :meth:`Adaptation.adapt` as it is; raise an error if it is not one that can be scored.
+
+    Raises:
+        TypeError: If it is not a floating-point tensor.
+        ValueError: If it has another shape than the tokens or is on another device.
+    """
+    # Read before the call, which may change the tokens.
     shape, device = tuple(tokens.shape), tokens.device
     adapted = adaptation.adapt(tokens, text_bank)
     wanted = f"{type(adaptation).__name__}.adapt must return a floating-point tensor of shape {shape} on {device}"
     if not isinstance(adapted, Tensor):
-        msg = f"{wanted}, but returned {'None' if adapted is None else shown(type(adapted))}"
+        msg = f"{wanted}, but returned {'None' if adapted is None else f'a {type(adapted).__name__}'}"
         raise TypeError(msg)
     if not adapted.is_floating_point():
         msg = f"{wanted}, but returned {adapted.dtype}"
@@ -113,7 +119,7 @@ def _adapt_part(adaptation: Adaptation, tokens: Tensor, text_bank: TextBank) -> 
     if adapted.device != device:
         msg = f"{wanted}, but returned a tensor on {adapted.device}"
         raise ValueError(msg)
-    return adapted.detach().float()
+    return adapted
 
 
 def soft_label_loss(clean: Tensor, noisy: Tensor) -> Tensor:

@@ -27,7 +27,8 @@ def cosine_difference(tokens: Tensor, state_embeddings: Tensor) -> Tensor:
     Returns:
         Differences in [−2, 2], shape (...,), in the tokens' dtype.
     """
-    length = torch.linalg.vector_norm(tokens, dim=-1).clamp(min=torch.finfo(tokens.dtype).tiny)
+    # The same floor as F.normalize's, which float16 does not have.
+    length = torch.linalg.vector_norm(tokens, dim=-1).clamp(min=max(torch.finfo(tokens.dtype).tiny, 1e-12))
     return (tokens @ (state_embeddings[1] - state_embeddings[0])) / length
 
 

@@ -1,87 +1,82 @@
 """CLIP backbone loading: any open_clip model whose image tower is the native vision transformer.
 
-Architectures, downloads, tokenizers and modules are open_clip's. Weights are read here, so that a file is checked
-before it is used, and only the tower that is needed is built.
+open_clip knows the architectures, the weights and where they are, and builds the towers. The weights are read and
+checked here, so that nothing in a file is executed and each tower can be loaded without the other.
 """
 
 import hashlib
 import json
 import logging
 from collections.abc import Callable
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import open_clip
+import torch
 from torch import Tensor, nn
 
-from anovl_plugin.hosts.open_clip import (
-    VisionTransformer,
-    download_from_hub,
-    find_weights,
-    is_native_tower,
-    native_traits,
-    to_custom_text_layout,
+from anovl_plugin.hosts.open_clip import VisionTransformer, native_traits
+from anovl_plugin.vision.architecture import (
+    DEFAULT_BACKBONE,
+    DEMO_BACKBONE,
+    build_visual,
+    check_visual,
+    is_supported_config,
+    load_text,
+    load_visual,
+    register_demo_architecture,
+    supported_architectures,
 )
 from anovl_plugin.vision.image_size import check_image_size, check_size, resize_positions
-from anovl_plugin.vision.weights import (
-    BackboneError,
-    brief,
-    check_finite,
-    check_fit,
-    first_line,
-    read_temperature,
-    read_weights,
+from anovl_plugin.vision.source import (
+    DEFAULT_PRETRAINED,
+    BackboneSpec,
+    brings_weights,
+    check_source,
+    find_weights,
+    known_normalizations,
+    read_model_config,
+    read_spec,
+    spec_of,
 )
+from anovl_plugin.vision.weights import BackboneError, brief, first_line, read_temperature, read_weights
 
-__all__ = ["Backbone", "BackboneError", "BackboneSpec", "check_image_size", "check_size", "load_backbone"]
+__all__ = [
+    "DEFAULT_BACKBONE",
+    "DEFAULT_PRETRAINED",
+    "DEMO_BACKBONE",
+    "Backbone",
+    "BackboneError",
+    "BackboneSpec",
+    "build_visual",
+    "check_image_size",
+    "check_size",
+    "check_source",
+    "check_visual",
+    "fingerprint",
+    "is_supported_config",
+    "load_backbone",
+    "read_spec",
+    "register_demo_architecture",
+    "resize_positions",
+    "supported_architectures",
+]
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_BACKBONE = "ViT-B-16-plus-240"
-DEFAULT_PRETRAINED = "laion400m_e32"
-DEMO_BACKBONE = "anovl-demo"
-_DEMO_FOLDER = Path(str(files("anovl_plugin"))) / "demo"
-_HUB, _FOLDER = "hf-hub:", "local-dir:"
-_CONFIG_FILE = "open_clip_config.json"
-# Stand in for the tower that is not wanted.
-_NO_VISION = {"layers": 1, "width": 64, "patch_size": 32, "image_size": 32}
-_NO_TEXT = {"layers": 1, "width": 64, "heads": 1, "vocab_size": 8, "context_length": 4}
-
-
-class BackboneSpec(NamedTuple):
-    """What is known of a CLIP without its weights, as plain data.
-
-    Attributes:
-        config: ``embed_dim``, ``vision_cfg`` and ``quick_gelu`` of its image tower.
-        image_size: Height and width that the image tower was made for, in pixels.
-        mean: Mean of each color channel that images are normalized with, for values in [0, 1].
-        std: Standard deviation of each color channel, likewise.
-    """
-
-    config: dict[str, Any]
-    image_size: tuple[int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    @property
-    def patch_size(self) -> tuple[int, int]:
-        """Height and width of a patch in pixels."""
-        return _pair(self.config["vision_cfg"].get("patch_size", 16))
-
 
 class Backbone(NamedTuple):
-    """A loaded CLIP.
+    """A loaded CLIP model, or one side of it.
 
     Attributes:
-        visual: Image tower, frozen and in evaluation mode; ``None`` if it was not wanted.
-        clip: The open_clip model that holds the text tower, without its image tower; frozen, in evaluation mode;
-            ``None`` if it was not wanted.
-        tokenizer: Returns the token ids (K, L) of a list of sentences; ``None`` without a text tower.
-        spec: Architecture, size and normalization.
-        image_size: Height and width that the image tower takes, in pixels.
+        visual: Image tower, frozen and in evaluation mode; ``None`` if it was not asked for.
+        clip: The open_clip model that holds the text tower, without its image tower; frozen, in evaluation mode.
+            ``None`` if it was not asked for.
+        tokenizer: Turns a list of sentences into token ids (K, L); ``None`` without the text tower.
+        spec: What is known of the image tower without its weights.
+        image_size: Height and width of the images that the image tower takes, in pixels.
         temperature: CLIP's temperature, 1 / exp(logit_scale).
-        fingerprint: Identifies weights and architecture of the image tower; ``None`` without it.
+        fingerprint: Identifies the image tower, see :func:`fingerprint`; ``None`` without it.
     """
 
     visual: VisionTransformer | None
@@ -94,7 +89,7 @@ class Backbone(NamedTuple):
 
     @property
     def mean(self) -> tuple[float, ...]:
-        """Mean of each color channel that images are normalized with."""
+        """Mean of each color channel that images are normalized with, for values in [0, 1]."""
         return self.spec.mean
 
     @property
@@ -103,118 +98,7 @@ class Backbone(NamedTuple):
         return self.spec.std
 
 
-def register_demo_architecture() -> None:
-    """Register ``anovl-demo`` with open_clip."""
-    if DEMO_BACKBONE not in open_clip.list_models():
-        open_clip.add_model_config(_DEMO_FOLDER / f"{DEMO_BACKBONE}.json")
-
-
-def is_supported_config(config: dict) -> bool:
-    """Return whether the image tower of an architecture is the native vision transformer, read at its class token.
-
-    Args:
-        config: What ``open_clip.get_model_config`` returns.
-    """
-    vision = config["vision_cfg"]
-    return (
-        "multimodal_cfg" not in config
-        and isinstance(vision.get("layers", 12), int)
-        and not vision.get("timm_model_name")
-        and not vision.get("attentional_pool")
-        and vision.get("pool_type", "tok") == "tok"
-        and not any(vision.get(key) for key in ("qk_norm", "scale_heads", "scaled_cosine_attn", "block_type"))
-    )
-
-
-def supported_architectures() -> list[str]:
-    """Return the architectures of the installed open_clip that the method runs on.
-
-    Example:
-        >>> names = supported_architectures()
-        >>> "ViT-B-16-plus-240" in names, "anovl-demo" in names, "RN50" in names
-        (True, True, False)
-    """
-    register_demo_architecture()
-    return [name for name in open_clip.list_models() if is_supported_config(open_clip.get_model_config(name))]
-
-
-def check_visual(visual: nn.Module, name: str) -> None:
-    """Raise an error if an image tower lacks the blocks that value-wise attention needs.
-
-    Args:
-        visual: The image tower of an open_clip model.
-        name: What to call it in the error.
-
-    Raises:
-        BackboneError: If it is not open_clip's own vision transformer, read at its class token.
-    """
-    if not is_native_tower(visual):
-        raise _unsupported(name, type(visual).__name__)
-
-
-def check_source(backbone: str, pretrained: str | Path | None) -> tuple[str, str | None]:
-    """Return where a CLIP comes from, or fail before downloading if the request is invalid or ambiguous.
-
-    Args:
-        backbone: An open_clip architecture, ``hf-hub:OWNER/NAME``, ``local-dir:FOLDER``, or ``anovl-demo``.
-        pretrained: An open_clip tag, or the path of a weights file. The other sources bring their own weights, so
-            only the default is accepted with them.
-
-    Returns:
-        Both, as strings.
-
-    Raises:
-        TypeError: If an argument has the wrong type.
-        BackboneError: If the architecture is unknown or unsupported, or there are no such weights.
-    """
-    if isinstance(pretrained, Path):
-        pretrained = str(pretrained)
-    if not isinstance(backbone, str):
-        msg = f"backbone is {brief(backbone)}, but must be a string: an architecture of open_clip, or anovl-demo"
-        raise TypeError(msg)
-    if not isinstance(pretrained, str | None):
-        msg = (
-            f"pretrained is {brief(pretrained)}, but must be a string: an open_clip tag, or the path of a weights file"
-        )
-        raise TypeError(msg)
-    if brings_weights(backbone):
-        if pretrained not in {None, DEFAULT_PRETRAINED}:
-            msg = (
-                f"pretrained is {brief(pretrained)}, but {brief(backbone)} brings its own weights; leave pretrained out"
-            )
-            raise BackboneError(msg)
-        if backbone.startswith(_FOLDER):
-            _check_folder(backbone)
-        return backbone, DEFAULT_PRETRAINED
-    _check_architecture(backbone, pretrained)
-    return backbone, pretrained
-
-
-def brings_weights(backbone: str) -> bool:
-    """Return whether a source of backbones holds weights of its own, so that ``pretrained`` is not used."""
-    return backbone == DEMO_BACKBONE or backbone.startswith((_HUB, _FOLDER))
-
-
-def read_spec(backbone: str, pretrained: str | None = None) -> BackboneSpec:
-    """Return what is known of a CLIP without reading its weights; asks the hub for ``hf-hub:`` alone.
-
-    Args:
-        backbone: As for :func:`check_source`.
-        pretrained: Likewise.
-
-    Raises:
-        BackboneError: If its configuration cannot be read, or its image tower is not supported.
-    """
-    config, preprocessing = _read_config(backbone, pretrained)
-    if not is_supported_config(config):
-        raise _unsupported(backbone, "another kind of image tower")
-    vision = config["vision_cfg"]
-    tower = {"embed_dim": config["embed_dim"], "vision_cfg": vision, "quick_gelu": config.get("quick_gelu", False)}
-    mean = tuple(preprocessing.get("mean") or open_clip.OPENAI_DATASET_MEAN)
-    std = tuple(preprocessing.get("std") or open_clip.OPENAI_DATASET_STD)
-    return BackboneSpec(tower, _pair(vision.get("image_size", 224)), mean, std)
-
-
+@torch.inference_mode(mode=False)  # no gradients could flow through inference tensors later
 def load_backbone(
     backbone: str = DEFAULT_BACKBONE,
     pretrained: str | Path | None = DEFAULT_PRETRAINED,
@@ -223,262 +107,84 @@ def load_backbone(
     image: bool = True,
     text: bool = True,
 ) -> Backbone:
-    """Load a CLIP on the CPU in float32.
+    """Load a CLIP on the CPU in float32; torch's random state is not used.
 
     Args:
         backbone: An open_clip architecture, ``hf-hub:OWNER/NAME``, ``local-dir:FOLDER``, or ``anovl-demo``, the small
-            CLIP that comes with the package. Default: the paper's.
-        pretrained: An open_clip tag, or the path of a .safetensors or .pt file, of which nothing is executed. The
-            sources that bring their own weights (``hf-hub:``, ``local-dir:``, ``anovl-demo``) do not use it.
+            CLIP that comes with the package. Defaults to ``"ViT-B-16-plus-240"``.
+        pretrained: An open_clip tag, or the path of a .safetensors or .pt file, nothing of which is executed. Defaults
+            to ``"laion400m_e32"``. The sources that bring their own weights (``hf-hub:``, ``local-dir:``,
+            ``anovl-demo``) accept nothing but the default and ``None``.
         image_size: Height and width (or one number for both) in pixels, multiples of the patch; the position
-            embeddings are interpolated to it. Default: the size the architecture was made for.
-        image: Whether to build the image tower. Default: yes.
-        text: Whether to build the text tower and its tokenizer. Default: yes.
+            embeddings are interpolated to it. Defaults to ``None``: the size the architecture was made for.
+        image: Load the image tower. Defaults to ``True``.
+        text: Load the text tower and its tokenizer. Defaults to ``True``.
 
     Returns:
-        The towers, the tokenizer, and how images must be prepared.
+        The towers that were asked for, and how images must be prepared.
 
     Raises:
-        BackboneError: If the image tower is not a native vision transformer, or the weights are unavailable or do not
-            fit.
+        TypeError: If an argument is of another type.
+        BackboneError: If the architecture is not supported, or the weights are unavailable or not its own.
         ValueError: If the image size does not suit the patches.
     """
-    backbone, pretrained = check_source(backbone, pretrained)
     size = check_image_size(image_size)
-    spec = _or_explain(backbone, pretrained, read_spec)
+    backbone, pretrained = check_source(backbone, pretrained)
+    model, preprocessing = read_model_config(backbone)
+    spec = spec_of(backbone, pretrained, model, preprocessing)
     if size is not None:
-        # Before anything is downloaded.
-        check_size(size, spec.patch_size, backbone)
-    weights = read_weights(_or_explain(backbone, pretrained, _find_file))
-    config, _ = _read_config(backbone, pretrained)
-    custom_text = config.get("custom_text", False) or "hf_model_name" in config["text_cfg"]
-    if custom_text and "positional_embedding" in weights:
-        weights = to_custom_text_layout(weights)
+        check_size(size, spec.patch_size, backbone)  # before anything is downloaded
+    path = find_weights(backbone, pretrained)
+    weights = read_weights(path)
     temperature = read_temperature(weights)
-    visual, identity = None, None
+    clip = load_text(model, weights, backbone) if text else None
+    tokenizer = _load_tokenizer(backbone, model) if text else None
+    visual = load_visual(model, weights, backbone) if image else None
+    identity = fingerprint(visual, spec) if image else None
     if image:
-        visual = _build(spec.config, "visual.", weights, backbone)
-        check_visual(visual, backbone)
-        identity = fingerprint(visual, spec)
-        resize_positions(visual, size or spec.image_size, backbone)
-    clip, tokenizer = None, None
-    if text:
-        clip = _build(config, "", weights, backbone, custom_text=custom_text)
-        tokenizer = _or_explain(backbone, pretrained, lambda name, _: open_clip.get_tokenizer(name))
+        _warn_of_normalization(backbone, pretrained)
+    if image and size is not None:
+        resize_positions(visual, size, backbone)
     return Backbone(visual, clip, tokenizer, spec, size or spec.image_size, temperature, identity)
 
 
-def build_visual(config: dict[str, Any], image_size: tuple[int, int]) -> VisionTransformer:
-    """Build an image tower without weights, for those of a checkpoint.
-
-    Args:
-        config: The ``config`` of its :class:`BackboneSpec`.
-        image_size: Height and width in pixels that its position embeddings are for.
-
-    Returns:
-        The tower, frozen and in evaluation mode; its weights mean nothing.
-    """
-    visual = open_clip.CLIP(**_copy(config), text_cfg=dict(_NO_TEXT)).visual
-    resize_positions(visual, image_size, "the checkpoint's CLIP")
-    return visual.eval().requires_grad_(False)
-
-
 def fingerprint(visual: VisionTransformer, spec: BackboneSpec) -> str:
-    """Return what identifies an image tower: its weights, and what else changes its results.
+    """Return what identifies an image tower: all that changes its results.
 
     Args:
-        visual: Image tower as it was loaded, in float32, its position embeddings not interpolated yet.
-        spec: Its architecture and normalization.
+        visual: Image tower as it was loaded, in float32, its position embeddings not interpolated.
+        spec: Its spec; the image size and the normalization count.
 
     Returns:
-        The first 16 hexadecimal digits of a SHA-256.
+        The first 16 hexadecimal digits of a SHA-256 over its weights, activation, heads and sizes.
     """
-    digest = hashlib.sha256()
-    traits = {**native_traits(visual), "image_size": spec.image_size, "mean": spec.mean, "std": spec.std}
-    digest.update(json.dumps(traits, sort_keys=True).encode())
+    traits = native_traits(visual) | {"image_size": spec.image_size, "mean": spec.mean, "std": spec.std}
+    digest = hashlib.sha256(json.dumps(traits, sort_keys=True).encode())
     for name, weight in visual.state_dict().items():
-        digest.update(name.encode())
-        digest.update(weight.detach().cpu().contiguous().numpy())
+        digest.update(f"{name} {tuple(weight.shape)}".encode())
+        digest.update(weight.detach().to("cpu", torch.float32).contiguous().numpy())
     return digest.hexdigest()[:16]
 
 
-def _build(
-    config: dict[str, Any], prefix: str, weights: dict[str, Tensor], backbone: str, *, custom_text: bool = False
-) -> Any:
-    """Return one tower of a CLIP with its weights: the image tower, or the CLIP without it."""
-    config, is_visual = _copy(config), prefix == "visual."
-    kind = open_clip.CustomTextCLIP if custom_text else open_clip.CLIP
-    for key in ("custom_text", "multimodal_cfg"):
-        config.pop(key, None)
-    if is_visual:
-        tower = kind(**config, text_cfg=dict(_NO_TEXT)).visual
-        wanted = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-    else:
-        if "hf_model_name" in config["text_cfg"]:
-            config["text_cfg"]["hf_model_pretrained"] = False
-        tower = kind(**{**config, "vision_cfg": dict(_NO_VISION)})
-        del tower.visual
-        wanted = {name: value for name, value in weights.items() if not name.startswith("visual.")}
-        if tower.logit_bias is None:
-            wanted.pop("logit_bias", None)
-        wanted["logit_scale"] = wanted["logit_scale"].reshape(tower.logit_scale.shape)
-    state = {name: value.float() for name, value in wanted.items()}
-    check_fit(state, tower.state_dict(), backbone)
-    check_finite(state)
-    tower.load_state_dict(state)
-    return tower.float().eval().requires_grad_(False)
+def _load_tokenizer(backbone: str, model: dict[str, Any]) -> Callable[[list[str]], Tensor]:
+    text = model["text_cfg"]
+    try:
+        if backbone.startswith("local-dir:") and not text.get("hf_tokenizer_name"):
+            # open_clip before 3.0 does not know such folders.
+            return open_clip.SimpleTokenizer(
+                context_length=text.get("context_length", 77), **text.get("tokenizer_kwargs", {})
+            )
+        return open_clip.get_tokenizer(backbone)
+    except Exception as error:  # noqa: BLE001 - tokenizers come from hubs and other packages
+        msg = f"cannot load the tokenizer of {brief(backbone)} ({type(error).__name__}: {first_line(error)})"
+        raise BackboneError(msg) from None
 
 
-def _copy(config: dict[str, Any]) -> dict[str, Any]:
-    return {key: dict(value) if isinstance(value, dict) else value for key, value in config.items()}
-
-
-def _pair(size: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-
-
-def _unsupported(name: str, kind: str) -> BackboneError:
-    supported = [each for each in supported_architectures() if not each.endswith("-quickgelu")]
-    return BackboneError(
-        f"backbone {brief(name)} ({kind}) is not a vision transformer that value-wise attention can run on; use one of "
-        f"{', '.join(supported[:8])} or another of the {len(supported_architectures())} that "
-        "anovl_plugin.vision.backbone.supported_architectures() lists"
-    )
-
-
-def _check_architecture(backbone: str, pretrained: str | None) -> None:
-    register_demo_architecture()
-    config = open_clip.get_model_config(backbone) if backbone else None
-    if config is None:
-        raise _unsupported(backbone, "unknown to open_clip")
-    if not is_supported_config(config):
-        raise _unsupported(backbone, "another kind of image tower")
-    if not pretrained:
-        msg = f"pretrained is {pretrained!r}, but {backbone!r} needs weights: set it to an open_clip tag or a file"
-        raise BackboneError(msg)
-    if Path(pretrained).is_file():
-        return
-    tags = open_clip.list_pretrained_tags_by_model(backbone)
-    if pretrained not in tags:
-        known = ", ".join(tags[:12]) or "it has none"
-        msg = f"pretrained is {brief(pretrained)}, which is neither a file nor a tag of {backbone!r} ({known})"
-        raise BackboneError(msg)
-    quick_gelu = open_clip.get_pretrained_cfg(backbone, pretrained).get("quick_gelu")
-    if quick_gelu is not None and quick_gelu != config.get("quick_gelu", False):
-        other = backbone.removesuffix("-quickgelu") if config.get("quick_gelu") else f"{backbone}-quickgelu"
-        msg = f"the weights {pretrained!r} were trained with another activation than {backbone!r} has; use {other!r}"
-        raise BackboneError(msg)
-
-
-def _check_folder(backbone: str) -> None:
-    folder = Path(backbone.removeprefix(_FOLDER))
-    if not backbone.removeprefix(_FOLDER) or not folder.is_dir():
-        msg = f"backbone is {brief(backbone)}, but there is no such folder"
-        raise BackboneError(msg)
-    if not (folder / _CONFIG_FILE).is_file():
-        msg = f"backbone is {brief(backbone)}, but the folder has no {_CONFIG_FILE}; use a folder that open_clip wrote"
-        raise BackboneError(msg)
-    if find_weights(folder) is None:
-        msg = f"backbone is {brief(backbone)}, but the folder has no weights (.safetensors, .bin or .pth)"
-        raise BackboneError(msg)
-
-
-def _read_config(backbone: str, pretrained: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the configuration of a CLIP and of its preprocessing."""
-    if backbone.startswith((_HUB, _FOLDER)):
-        where = backbone.partition(":")[2]
-        path = Path(where) / _CONFIG_FILE if backbone.startswith(_FOLDER) else download_from_hub(where, _CONFIG_FILE)
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            return _complete(content["model_cfg"]), content.get("preprocess_cfg", {})
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            msg = f"{_CONFIG_FILE} of {brief(backbone)} is damaged or incomplete ({type(error).__name__}: {first_line(error)})"
-            raise BackboneError(msg) from None
-    register_demo_architecture()
-    config = open_clip.get_model_config(backbone)
-    if config is None:
-        raise _unsupported(backbone, "unknown to open_clip")
-    return config, _preprocessing(backbone, pretrained)
-
-
-def _complete(config: dict[str, Any]) -> dict[str, Any]:
-    for key in ("embed_dim", "vision_cfg", "text_cfg"):
-        if key not in config:
-            raise KeyError(key)
-    return config
-
-
-def _preprocessing(backbone: str, pretrained: str | None) -> dict[str, Any]:
-    """Return how images are prepared. A weights file does not say; its architecture's known weights do."""
-    tags = open_clip.list_pretrained_tags_by_model(backbone)
-    if pretrained in tags:
-        return open_clip.get_pretrained_cfg(backbone, pretrained)
-    openai = (tuple(open_clip.OPENAI_DATASET_MEAN), tuple(open_clip.OPENAI_DATASET_STD))
-    configs = [open_clip.get_pretrained_cfg(backbone, tag) for tag in tags]
-    known = {(tuple(c.get("mean") or openai[0]), tuple(c.get("std") or openai[1])) for c in configs} or {openai}
-    if len(known) > 1:
+def _warn_of_normalization(backbone: str, pretrained: str | None) -> None:
+    if not brings_weights(backbone) and len(known_normalizations(backbone, pretrained)) > 1:
         logger.warning(
-            "Weights of %s are known with several normalizations; %s is assumed to have OpenAI's. Set a pre_processor "
-            "if it was trained with another.",
+            "The weights known for %s use different normalizations; OpenAI's is used for %s. Set a pre_processor if "
+            "these weights were trained with another.",
             backbone,
             pretrained,
         )
-    mean, std = known.pop() if len(known) == 1 else openai
-    return {"mean": mean, "std": std}
-
-
-def _find_file(backbone: str, pretrained: str | None) -> str | Path:
-    """Return the path of the weights, downloaded if need be."""
-    if backbone == DEMO_BACKBONE:
-        return _DEMO_FOLDER / f"{DEMO_BACKBONE}.safetensors"
-    if backbone.startswith(_FOLDER):
-        return find_weights(Path(backbone.removeprefix(_FOLDER)))
-    if backbone.startswith(_HUB):
-        return download_from_hub(backbone.removeprefix(_HUB))
-    if Path(pretrained).is_file():
-        return pretrained
-    config = _mislabelled(backbone, pretrained)
-    source = {**config, "hf_hub": ""} if config else open_clip.get_pretrained_cfg(backbone, pretrained)
-    path = open_clip.download_pretrained(source)
-    if not path:
-        msg = "open_clip knows no address of these weights"
-        raise FileNotFoundError(msg)
-    return path
-
-
-def _mislabelled(backbone: str, pretrained: str | None) -> dict[str, str]:
-    """Return the configuration of a tag whose entry in open_clip leads to another tag's weights on the hub, else {}.
-
-    open_clip 3.3 does this for the paper's CLIP: it fetches laion400m_e31 when asked for laion400m_e32.
-    """
-    config = open_clip.get_pretrained_cfg(backbone, pretrained) if pretrained else {}
-    hub_tag = config.get("hf_hub", "").rstrip("/").rpartition(".")[2]
-    others = {tag for tag in open_clip.list_pretrained_tags_by_model(backbone) if tag != pretrained}
-    return config if hub_tag in others and config.get("url") else {}
-
-
-def _or_explain(backbone: str, pretrained: str | None, step: Callable[[str, str | None], Any]) -> Any:
-    """Return the result of a step of loading; what goes wrong with hubs, caches and files ends in one error."""
-    try:
-        return step(backbone, pretrained)
-    except BackboneError:
-        raise
-    except Exception as error:  # noqa: BLE001 - they fail in many ways
-        raise _cannot_load(backbone, pretrained, error) from None
-
-
-def _cannot_load(backbone: str, pretrained: str | None, error: Exception) -> BackboneError:
-    own = brings_weights(backbone)
-    source = "" if own else f" with weights {brief(pretrained)}"
-    config = {} if own else open_clip.get_pretrained_cfg(backbone, pretrained)
-    from_release = config.get("url") and (not config.get("hf_hub") or _mislabelled(backbone, pretrained))
-    cache = (
-        f"put {Path(config['url']).name} into ~/.cache/clip"
-        if from_release
-        else "set HF_HOME to a cache that holds them"
-    )
-    setting = "set backbone to its architecture and pretrained" if own else "set pretrained"
-    return BackboneError(
-        f"cannot load {brief(backbone)}{source} ({type(error).__name__}: {first_line(error)}). Try one of: {setting} to "
-        f"a .safetensors or .pt file of these weights; {cache}; or backbone={DEMO_BACKBONE}, which needs no download."
-    )

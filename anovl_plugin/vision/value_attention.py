@@ -164,6 +164,6 @@ def value_wise_forward(visual: VisionTransformer, images: Tensor) -> VisionToken
 
 def _blocks(visual: VisionTransformer) -> Iterator[tuple[nn.Module, int | None]]:
     # Only the class token of the last block's original path is used.
-    *blocks, last = visual.transformer.resblocks
-    yield from ((block, None) for block in blocks)
-    yield last, 1
+    blocks = visual.transformer.resblocks
+    for index, block in enumerate(blocks):
+        yield block, 1 if index == len(blocks) - 1 else None

@@ -83,6 +83,7 @@ def parse_view(text: str) -> View:
         ValueError: If there is no such view, or its numbers are missing, too many or not finite.
 
     Example:
+        >>> import torch
         >>> parse_view("flip")(torch.tensor([[[[1.0, 2.0]]]]))
         tensor([[[[2., 1.]]]])
     """

@@ -15,8 +15,8 @@ from torch import Tensor
 from anovl_plugin.hosts.open_clip import POSITION_IDS
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-# What OpenAI's files hold beside the weights, and a constant that some text towers keep among them.
-_NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", POSITION_IDS)
+# What OpenAI's files hold beside the weights, and constants that converted files and some text towers keep among them.
+_NOT_WEIGHTS = {"input_resolution", "context_length", "vocab_size", "attn_mask", "text.attn_mask", POSITION_IDS}
 _SAFETENSORS_HEADER = 100_000_000
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 # exp() of it is CLIP's scale: 4.6, a scale of 100, where CLIP's training clamps it; sigmoid losses go slightly beyond.
@@ -47,7 +47,9 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     try:
-        content = _read(path)
+        # safetensors before 0.7 would read onto the default device.
+        with torch.device("cpu"):
+            content = _read(path)
     except OSError as error:
         raise _error(path, f"cannot be read ({type(error).__name__}: {first_line(error)})") from None
     return _check_tensors(path, _unwrap(path, content))
@@ -65,7 +67,8 @@ def check_fit(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], bac
         BackboneError: If a name is missing or left over, or a shape differs; names the first few.
     """
     shapes = [
-        f"{name} has shape {tuple(weights[name].shape)} instead of {tuple(tensor.shape)}{_hint(name, weights[name], tensor)}"
+        f"{name} has shape {tuple(weights[name].shape)} instead of {tuple(tensor.shape)}"
+        + _hint(name, weights[name], tensor)
         for name, tensor in expected.items()
         if name in weights and weights[name].shape != tensor.shape
     ]
@@ -110,8 +113,8 @@ def read_temperature(weights: Mapping[str, Tensor]) -> float:
     value = float(scale)
     if not math.isfinite(value) or abs(value) > _MAX_LOGIT_SCALE:
         msg = (
-            f"logit_scale is {value}, but it is the logarithm of CLIP's scale and must be between -{_MAX_LOGIT_SCALE:g} "
-            f"and {_MAX_LOGIT_SCALE:g}; use undamaged weights"
+            f"logit_scale is {value}, but it is the logarithm of CLIP's scale and must be between "
+            f"-{_MAX_LOGIT_SCALE:g} and {_MAX_LOGIT_SCALE:g}; use undamaged weights"
         )
         raise BackboneError(msg)
     return math.exp(-value)
@@ -137,7 +140,7 @@ def _read(path: Path) -> object:
     if head[8:9] == b"{" and header <= _SAFETENSORS_HEADER:
         return _read_safetensors(path, is_complete=size >= 8 + header)
     if head.startswith(b"\x80"):  # what torch.save wrote before 1.6
-        return _read_pickle(path)
+        return _read_pickle(path, mmap=False)
     if head.lstrip().startswith(b"<"):
         raise _error(path, "is a web page, not weights; download the file itself")
     raise _error(path, "is not a weights file; use a .safetensors file or a .pt file with a state dict")
@@ -168,20 +171,23 @@ def _read_zip(path: Path) -> object:
         )
     if "data.pkl" not in names:
         raise _error(path, "is a zip archive without weights; extract it and use the weights file in it")
-    return _read_pickle(path, mmap=True)
+    return _read_pickle(path, mmap=path.suffix != ".safetensors")
 
 
-def _read_pickle(path: Path, *, mmap: bool = False) -> object:
+def _read_pickle(path: Path, *, mmap: bool) -> object:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        if mmap:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with path.open("rb") as file:  # of a path, torch judges the name
+            return torch.load(file, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:  # noqa: BLE001 - a damaged pickle fails in any way
         name = re.search(r"GLOBAL ([\w.]+)", str(error))
         if isinstance(error, pickle.UnpicklingError) and name:
             problem = (
-                f"holds Python code or objects ({name[1][:80]}) beside tensors, none of which was run; save the tensors "
-                "alone: torch.save(model.state_dict(), 'weights.pt')"
+                f"holds Python code or objects ({name[1][:80]}) beside tensors, none of which was run; save "
+                "the tensors alone: torch.save(model.state_dict(), 'weights.pt')"
             )
         else:
             problem = f"is truncated or damaged ({type(error).__name__}: {first_line(error)}); download it again"

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.benchmark import Timer
 
-from anovl_plugin import AnoVL, AnoVLModel, TextAdapter, TextBank, value_wise_forward
+from anovl_plugin import AnoVL, AnoVLModel, GlobalScore, TextAdapter, TextBank, value_wise_forward
 from anovl_plugin.demo import DemoSurfaces
 from anovl_plugin.scoring.adaptation import adapt_tokens
 from anovl_plugin.text.prompts import prompt_ensemble
@@ -126,7 +126,7 @@ def bench_prompts(setting: Setting) -> Iterator[Line]:
 def bench_views(setting: Setting) -> Iterator[Line]:
     """Compare the image score over the paper's views, and the map with it, with plain image encoding."""
     model, images = setting.model(image_score=GlobalScore("paper")), setting.images(BATCH)
-    count = model.num_views
+    count = len(model.image_score.image_views)
     # As many plain passes as views, so that both sides last as long and average over the machine's moods alike.
     times = in_turns(lambda: model(images), lambda: [model.visual(images) for _ in range(count)], 1)
     plain = Times(times.first, times.second / count, times.spread)
@@ -162,7 +162,7 @@ def bench_adaptation(setting: Setting) -> Iterator[Line]:
     model, images = setting.model(), setting.images(2 * BATCH)
     adapter, count, bank = TextAdapter(), len(images), model.text_bank
     with torch.no_grad():
-        tokens = value_wise_forward(model.visual, images).local.float()
+        tokens = value_wise_forward(model.visual, images).patch_tokens.float()
 
     @torch.no_grad()
     def encode() -> Tensor:

@@ -62,7 +62,7 @@ class Noise(Dataset):
 
 def noisy_bank(width: int, count: int) -> TextBank:
     """Make a text bank of noise, which costs what a real one costs."""
-    bank = TextBank(width, count)
+    bank = TextBank()
     bank.prompt_embeddings = F.normalize(torch.randn(count, width), dim=-1)
     bank.state_embeddings = F.normalize(torch.randn(2, width), dim=-1)
     return bank

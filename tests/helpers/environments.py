@@ -1,7 +1,7 @@
-"""Virtual environments with an unmodified anomalib, made in seconds and without a network.
+"""Virtual environments with an unmodified anomalib, created in seconds and without a network.
 
-An environment here holds links to everything that the running one has installed, except the plugin. What is then
-installed into it, uninstalled from it or broken in it stays in it.
+An environment has links to all packages of the running one, except the plugin. What is then installed, uninstalled or
+damaged in it does not affect the running one.
 """
 
 import json
@@ -15,12 +15,12 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
 OWN = ("anovl_plugin", "_anovl_plugin", "_editable_impl_anovl_plugin")
-# All that anomalib and the plugin import from others, so that it is imported once and not once a scenario.
+# What anomalib and the plugin import from others, so that it is imported once and not once per scenario.
 PRELOADED = (
     "torch, torchvision, torchmetrics, lightning.pytorch, kornia, timm, open_clip, pandas, sklearn, jsonargparse"
 )
-# Runs each of the scenarios that it reads in a fork of its own, as many at once as there are processors, and writes
-# what came of them.
+# Runs each scenario that it reads in its own fork, as many at once as there are processors, and writes their output and
+# exit status to files.
 FORKS = f"""
 import json, os, runpy, sys, traceback, warnings
 with warnings.catch_warnings():
@@ -58,12 +58,12 @@ while running:
 
 
 class Outcome(NamedTuple):
-    """What came of a process.
+    """Exit status and output of a process.
 
     Attributes:
-        status: its exit status.
-        stdout: what it printed.
-        stderr: what it printed to the standard error.
+        status: Exit status.
+        stdout: Standard output.
+        stderr: Standard error.
     """
 
     status: int
@@ -72,21 +72,21 @@ class Outcome(NamedTuple):
 
     @property
     def result(self) -> object:
-        """The last line that was printed, read as JSON; fails with all that the process said if it went wrong."""
+        """The last line of the output, parsed as JSON; fails with the whole output if the process failed."""
         self.check()
         return json.loads(self.stdout.splitlines()[-1])
 
     def check(self) -> "Outcome":
-        """Fail with all that the process said if it went wrong."""
+        """Return itself; fail with the whole output if the process failed."""
         assert self.status == 0, f"{self.stdout}\n{self.stderr}"
         return self
 
 
 class Environment:
-    """A virtual environment that has what the running one has, without the plugin.
+    """A virtual environment with the packages of the running one, except the plugin.
 
     Args:
-        folder: where to make it; has to be empty.
+        folder: Empty folder to create it in.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -110,7 +110,7 @@ class Environment:
                 target.symlink_to(path)
 
     def run(self, *command: object, stdin: str | None = None, **variables: str) -> Outcome:
-        """Run a command in the work folder, with no settings of Python's or the plugin's but those given."""
+        """Run a command in the work folder; settings of Python, pip and the plugin are only those given."""
         settings = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "ANOVL", "PIP"))}
         settings |= {
             "HF_HUB_OFFLINE": "1",
@@ -131,11 +131,11 @@ class Environment:
         return Outcome(done.returncode, done.stdout, done.stderr)
 
     def execute(self, code: str, *options: str, **variables: str) -> Outcome:
-        """Run Python code in a Python of its own."""
+        """Run code in a new Python process."""
         return self.run(self.python, *options, "-c", code, **variables)
 
     def fork(self, scenarios: dict[str, str], **variables: str) -> dict[str, Outcome]:
-        """Run pieces of Python code, each in a fork of one Python that has imported neither anomalib nor the plugin.
+        """Run pieces of code, each in a fork of one Python that has imported neither anomalib nor the plugin.
 
         The plugin's start-up hook has run in it, as in every Python of the environment.
         """
@@ -150,19 +150,19 @@ class Environment:
         }
 
     def command(self, *arguments: object) -> str:
-        """Give the Python code that runs an anomalib command, for :meth:`fork`."""
+        """Return code that runs an anomalib command, for :meth:`fork`."""
         argv = [str(part) for part in (self.anomalib, *arguments)]
         return f"import runpy, sys; sys.argv = {argv}; runpy.run_path(sys.argv[0], run_name='__main__')"
 
     def pip(self, *arguments: object) -> Outcome:
-        """Run pip, with nothing to download."""
+        """Run pip; nothing may be downloaded."""
         return self.run(self.python, "-m", "pip", *arguments).check()
 
     def install(self, *options: object) -> "Environment":
-        """Install the plugin from its sources."""
+        """Install the plugin from its sources, and return the environment."""
         self.pip("install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation", *options, ROOT)
         return self
 
     def entries(self) -> set[str]:
-        """List what lies in site-packages, but for caches."""
+        """Return the names in site-packages, except caches."""
         return {path.name for path in self.packages.iterdir()} - {"__pycache__"}

@@ -1,6 +1,6 @@
 """Test-time adaptation (arXiv 2308.15939, section 3.4) of one image, written out slowly in float64.
 
-Nothing here is shared with the package. Gradients come from autograd; the optimiser is AdamW written out by hand.
+It shares nothing with the package. Gradients come from autograd; the optimizer is AdamW, written out by hand.
 
 Shapes: N patches, C joint embedding width, K prompts.
 """
@@ -16,14 +16,14 @@ BETAS, EPSILON, DECAY = (0.9, 0.999), 1e-8, 0.01
 
 
 def probabilities(tokens: Tensor, states: Tensor) -> Tensor:
-    """Give p(normal) and p(abnormal) of each token, (N, 2)."""
+    """Return p(normal) and p(abnormal) of each token, (N, 2)."""
     lengths = torch.sqrt((tokens * tokens).sum(dim=1))
     cosines = [torch.einsum("nc,c->n", tokens, state) / lengths for state in states]
     return softmax(torch.stack(cosines, dim=1))
 
 
 def loss(clean: Tensor, noisy: Tensor) -> Tensor:
-    """Give the loss of one image from the two states' probabilities (N, 2) of its clean and its corrupted tokens."""
+    """Return the loss of one image from the probabilities (N, 2) of its clean and of its corrupted tokens."""
     patches = len(clean)
     entropy = -(clean * torch.log(clean)).sum() / patches
     labels = -torch.log(noisy[:, 1]) - torch.log(clean[:, 0])
@@ -31,15 +31,15 @@ def loss(clean: Tensor, noisy: Tensor) -> Tensor:
 
 
 def adapter(kind: str, tokens: Tensor, weight: Tensor, bias: Tensor, prompts: Tensor) -> Tensor:
-    """Give g(x) = ½ x + ½ a(x / ‖x‖) of each token."""
+    """Return g(x) = ½ x + ½ a(x / ‖x‖) of each token."""
     units = tokens / torch.sqrt((tokens * tokens).sum(dim=1, keepdim=True))
     hidden = torch.einsum("nc,oc->no", units, weight) + bias
-    answer = torch.einsum("nk,kc->nc", torch.tanh(hidden), prompts) if kind == "text" else hidden
-    return 0.5 * tokens + 0.5 * answer
+    decoded = torch.einsum("nk,kc->nc", torch.tanh(hidden), prompts) if kind == "text" else hidden
+    return 0.5 * tokens + 0.5 * decoded
 
 
 class HandAdamW:
-    """One parameter and its two moments."""
+    """AdamW for one parameter."""
 
     def __init__(self, start: Tensor, learning_rate: float) -> None:
         self.value, self.learning_rate, self.count = start, learning_rate, 0
@@ -56,14 +56,14 @@ class HandAdamW:
 
 
 def draw(
-    rows: int, shape: tuple[int, int], steps: int, seed: int, spread: float
+    rows: int, shape: tuple[int, int], steps: int, seed: int, noise_std: float
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Draw first weights (rows, C) and bias (rows), then the noise (N, C) of each step, from one generator."""
+    """Draw the weights (rows, C) and bias (rows), then the noise (N, C) of each step, from one generator."""
     generator = torch.Generator().manual_seed(seed)
     bound = 1 / math.sqrt(shape[1])
     weight = torch.empty(rows, shape[1]).uniform_(-bound, bound, generator=generator).double()
     bias = torch.empty(1, rows).uniform_(-bound, bound, generator=generator).double()
-    noises = [spread * torch.randn(shape, generator=generator).double() for _ in range(steps)]
+    noises = [noise_std * torch.randn(shape, generator=generator).double() for _ in range(steps)]
     return weight, bias[0], noises
 
 
@@ -74,13 +74,13 @@ def adapted(
     prompts: Tensor,
     steps: int = 5,
     learning_rate: float = 1e-3,
-    spread: float = 0.055,
+    noise_std: float = 0.055,
     seed: int = 0,
 ) -> Tensor:
-    """Tune an adapter, ``"text"`` or ``"linear"``, on the tokens (N, C) of one image and give what it makes of them."""
+    """Tune a ``"text"`` or ``"linear"`` adapter on the tokens (N, C) of one image and return the adapted tokens."""
     tokens, states, prompts = tokens.double(), states.double(), prompts.double()
     rows = len(prompts) if kind == "text" else tokens.shape[1]
-    weight, bias, noises = draw(rows, tuple(tokens.shape), steps, seed, spread)
+    weight, bias, noises = draw(rows, tuple(tokens.shape), steps, seed, noise_std)
     return tuned(kind, tokens, states, prompts, weight, bias, noises, learning_rate)
 
 
@@ -94,7 +94,7 @@ def tuned(
     noises: list[Tensor],
     learning_rate: float,
 ) -> Tensor:
-    """Do a step for each noise, from given weights."""
+    """Return tokens (N, C) adapted by one step for each noise, starting from the given weights."""
     parts = [HandAdamW(weight, learning_rate), HandAdamW(bias, learning_rate)]
     for noise in noises:
         values = [part.value.clone().requires_grad_() for part in parts]

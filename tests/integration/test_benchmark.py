@@ -1,4 +1,4 @@
-"""Models made ready for anomalib's benchmark: their clock, their settings, and the pipeline as a user runs it."""
+"""Models for anomalib's benchmark: their clock, their settings, and the pipeline as a user runs it."""
 
 import pickle
 from inspect import signature
@@ -15,19 +15,20 @@ from anomalib.data.datasets.image import mvtecad, visa
 from anomalib.models import Patchcore, WinClip, get_model
 from anomalib.models.image.patchcore.torch_model import PatchcoreModel
 from anomalib.pipelines.components.utils import get_iterator_from_grid_dict
+from anomalib.utils.config import flatten_dict
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from anovl_plugin import AnoVL, AnoVLModel, benchmark
+from anovl_plugin import AnoVL, AnoVLModel, GlobalScore, LinearAdapter, TextAdapter, benchmark
 from anovl_plugin.benchmark import BenchmarkWinClip
-from anovl_plugin.benchmark.models import PACKAGE, Stopwatch
+from anovl_plugin.benchmark.models import PACKAGE, Stopwatch, without_nulls
 from anovl_plugin.demo import DemoSurfaces
 from anovl_plugin.demo.datamodule import make_category
 from anovl_plugin.report.results import last_name
-from anovl_plugin.vision.backbone import BackboneError
+from anovl_plugin.vision.backbone import BackboneError, load_backbone
+from tests.helpers.commands import run
 from tests.helpers.runs import quiet_engine
-from tests.integration.test_documentation import run
-from tests.unit.benchmark.test_benchmark_metrics import scikit_learn_metrics
+from tests.helpers.scikit_learn_metrics import scikit_learn_metrics
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs" / "benchmark").glob("*.yaml"))
@@ -38,7 +39,7 @@ KEPT = {"train": 3, "good": 4}
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """Make a few of the demo data's images: 3 for training, and 4 sound and 5 faulty ones for testing."""
+    """Return a folder with a few of the demo's images: 3 for training; 4 normal and 5 abnormal ones for testing."""
     root = tmp_path_factory.mktemp("images")
     make_category(root, "wood")
     for path in root.rglob("*.png"):
@@ -53,7 +54,7 @@ def data_of(images, batch_size=4):
 
 
 def benchmark_model(model, datamodule, folder):
-    """Run a model as the pipeline's job does, and give what it logged."""
+    """Run a model as the pipeline's job does, and return what it logged."""
     engine = quiet_engine(folder)
     engine.fit(model, datamodule)
     (results,) = engine.test(model, datamodule, verbose=False)
@@ -61,13 +62,13 @@ def benchmark_model(model, datamodule, folder):
 
 
 class Clock:
-    """A clock that goes on only when it is told to."""
+    """A clock that stands still unless a method below moves it."""
 
     def __init__(self):
         self.now = 1000.0
 
     def after(self, function, seconds):
-        """Let a method take some seconds: a function of its arguments."""
+        """Return a method that takes some seconds, a function of its arguments."""
 
         def timed(*args, **kwargs):
             self.now += seconds(*args)
@@ -88,7 +89,9 @@ def test_time_per_image_leaves_out_warm_up_and_text_bank(clock, monkeypatch, ima
     forward_seconds = iter([500, *[2] * 10])
     forward = clock.after(AnoVLModel.forward, lambda _, batch: len(batch) * next(forward_seconds))
     monkeypatch.setattr(AnoVLModel, "forward", forward)
-    monkeypatch.setattr(AnoVLModel, "setup", clock.after(AnoVLModel.setup, lambda *_: 100))
+    monkeypatch.setattr(AnoVLModel, "load", clock.after(AnoVLModel.load, lambda model: 0 if model.is_loaded else 7000))
+    build = clock.after(AnoVLModel.build_text_bank, lambda model, *_: 0 if model.text_bank.is_built else 100)
+    monkeypatch.setattr(AnoVLModel, "build_text_bank", build)
     model = benchmark.BenchmarkAnoVL(**DEMO)
     logged = benchmark_model(model, data_of(images, batch_size), tmp_path)
     assert (logged["seconds_per_image"], logged["setup_seconds"]) == (2, 100)
@@ -113,7 +116,7 @@ def test_pixels_of_a_folder_without_masks_are_not_measured(images, tmp_path):
 
 @pytest.fixture(scope="module")
 def results(images, tmp_path_factory):
-    """Run the demo's benchmark on the few images and give the path of the CSV."""
+    """Run the demo's benchmark on the few images and return the path of the CSV."""
     folder = tmp_path_factory.mktemp("run")
     config = yaml.safe_load((ROOT / "configs" / "benchmark" / "demo.yaml").read_text())
     few = {"root": str(images), "category": {"grid": ["wood"]}, "eval_batch_size": 4}
@@ -137,7 +140,7 @@ def test_pipeline_measures_all_models(results):
     assert len(measured) == 7
     assert runs[measured].notna().all(axis=None)
     assert (runs[["seconds_per_image", "setup_seconds"]] > 0).all(axis=None)
-    # Each column of a model's own says something different of the two AnoVLs.
+    # The two AnoVLs differ.
     assert runs.loc[0, measured].tolist() != runs.loc[1, measured].tolist()
 
 
@@ -167,12 +170,19 @@ def test_report_gives_what_scikit_learn_computes_from_the_predictions(results, i
     assert f"{table.loc['wood', 'AnoVL: pixel AUROC [%]']:.1f}" in (tmp_path / "report" / "DemoSurfaces.md").read_text()
 
 
+def own_winclip(monkeypatch, backbone):
+    """Return anomalib's own WinClip, made while open_clip returns another CLIP than it asks for."""
+    loaded = load_backbone(backbone)
+    loaded.clip.visual = loaded.visual
+    with monkeypatch.context() as patch:
+        patch.setattr(open_clip, "create_model_and_transforms", lambda *_, **__: (loaded.clip, None, None))
+        return WinClip()
+
+
 def test_winclip_has_the_clip_that_it_is_given(images, tmp_path):
-    create = open_clip.create_model_and_transforms
     model = BenchmarkWinClip(backbone="anovl-demo", domain=None)
-    # anomalib's own is only stood in for while the model is made.
-    assert open_clip.create_model_and_transforms is create
     ours = AnoVL(**DEMO)
+    ours.load()
     torch.testing.assert_close(model.model.clip.visual.state_dict(), ours.model.visual.state_dict(), rtol=0, atol=0)
     assert model.input_size == (96, 96)
     own, other = (m.pre_processor.transform.transforms[1] for m in (model, ours))
@@ -181,29 +191,50 @@ def test_winclip_has_the_clip_that_it_is_given(images, tmp_path):
     assert model.class_name == "wood"
 
 
-def test_winclip_says_what_clip_it_cannot_have():
+@pytest.mark.parametrize("num_references", [0, 2])
+def test_winclip_scores_as_anomalibs_own_with_the_same_clip(monkeypatch, num_references):
+    generator = torch.Generator().manual_seed(0)
+    batch, references = torch.rand(4 + num_references, 3, 96, 96, generator=generator).split([4, num_references])
+    results = []
+    for model in (own_winclip(monkeypatch, "anovl-demo").model, BenchmarkWinClip(backbone="anovl-demo").model):
+        model.setup("wood", references if num_references else None)
+        results.append([model(batch).pred_score, model(batch).anomaly_map])
+    torch.testing.assert_close(results[1], results[0], rtol=0, atol=0)
+
+
+def test_winclip_has_all_that_anomalibs_own_sets_up(monkeypatch):
+    own, ours = own_winclip(monkeypatch, "anovl-demo"), BenchmarkWinClip(backbone="anovl-demo", k_shot=2)
+    # Says where the CLIP came from; nothing reads it.
+    assert set(vars(own.model)) - {"backbone", "pretrained", "_transform"} == set(vars(ours.model))
+    buffers = [{name: buffer.shape for name, buffer in each.model.named_buffers()} for each in (own, ours)]
+    assert buffers[0] == buffers[1]
+    assert set(vars(own)) <= set(vars(ours))
+    assert (ours.k_shot, ours.few_shot_source, ours.is_setup) == (2, None, False)
+
+
+def test_winclip_names_a_clip_that_is_not_supported():
     with pytest.raises(BackboneError, match="RN50"):
         BenchmarkWinClip(backbone="RN50", pretrained="openai")
 
 
 def test_anomalibs_own_winclip_stops_the_benchmark(images, tmp_path, monkeypatch):
-    """Why there is one for the benchmark."""
-    clip = BenchmarkWinClip(backbone="anovl-demo").model.clip
-    monkeypatch.setattr(open_clip, "create_model_and_transforms", lambda *_, **__: (clip, None, None))
+    """Why the benchmark has one of its own."""
     with pytest.raises(MisconfigurationException, match="val_dataloader"):
-        benchmark_model(WinClip(), data_of(images), tmp_path)
+        benchmark_model(own_winclip(monkeypatch, "anovl-demo"), data_of(images), tmp_path)
 
 
 def test_settings_that_are_null_are_not_given():
-    model = benchmark.BenchmarkPatchcore(**PATCHCORE, adaptation=None, num_neighbors=None)
+    score = {"class_path": None, "init_args": {"views": None}}
+    model = benchmark.BenchmarkPatchcore(**PATCHCORE, adaptation=None, image_score=score, num_neighbors=None)
     assert model.model.num_neighbors == signature(Patchcore).parameters["num_neighbors"].default
 
 
 @pytest.mark.parametrize("name", [f"{PACKAGE}.BenchmarkAnoVL", "AnoVL"])
 def test_settings_may_be_lists_as_the_pipeline_reads_them(name):
-    views = {"image_views": ["image", "flip"], "image_size": [96, 48]}
-    model = get_model({"class_path": name, "init_args": {**DEMO, **views}})
-    assert (model.model.num_views, model.model.image_size) == (2, (96, 48))
+    score = {"class_path": "anovl_plugin.GlobalScore", "init_args": {"views": ["image", "flip"]}}
+    model = get_model({"class_path": name, "init_args": {**DEMO, "image_score": score, "image_size": [96, 48]}})
+    assert model.model.image_score == GlobalScore(["image", "flip"])
+    assert model.model.image_size == (96, 48)
 
 
 def test_settings_that_a_model_does_not_have_are_refused():
@@ -211,26 +242,26 @@ def test_settings_that_a_model_does_not_have_are_refused():
         benchmark.BenchmarkPatchcore(**PATCHCORE, adaptation="TextAdapter")
 
 
-def test_any_model_of_anomalib_can_be_had():
+def test_any_model_of_anomalib_has_a_benchmark_version():
     padim = benchmark.BenchmarkPadim
     assert padim is benchmark.BenchmarkPadim
-    # As several GPUs need it.
+    # As runs on several GPUs need it.
     assert pickle.loads(pickle.dumps(padim)) is padim  # noqa: S301 - its own
     assert f"{padim.__module__}.{padim.__name__}" == f"{PACKAGE}.BenchmarkPadim"
 
 
 @pytest.mark.parametrize("name", ["BenchmarkNothing", "Benchmarkget_model", "Patchcore", "Benchmark"])
-def test_what_is_no_model_cannot_be_had(name):
+def test_what_is_not_a_model_has_no_benchmark_version(name):
     with pytest.raises(AttributeError, match=f"has no attribute '{name}'"):
         getattr(benchmark, name)
 
 
 def containers(path):
-    """Give each run of a config: its seed, its model and its data."""
+    """Return the runs of a config: the seed, model and data of each."""
     return list(get_iterator_from_grid_dict(yaml.safe_load(path.read_text())["benchmark"]))
 
 
-def test_there_are_configs():
+def test_configs_are_those_of_the_four_datasets():
     assert [path.stem for path in CONFIGS] == ["demo", "folder", "mvtec", "visa"]
 
 
@@ -246,14 +277,24 @@ def test_config_states_its_command_and_what_to_expect(path):
 def test_config_is_one_that_the_pipeline_takes(path):
     runs = containers(path)
     # The columns of the CSV are those of the first run.
-    assert len({tuple(sorted(run["model"]["init_args"])) for run in runs}) == 1
+    assert len({tuple(sorted(flatten_dict(run))) for run in runs}) == 1
     models = {run["model"]["class_path"]: run["model"]["init_args"] for run in runs}
     assert set(models) == {f"{PACKAGE}.Benchmark{name}" for name in ("AnoVL", "WinClip", "Patchcore")}
     for run_ in runs:
         kind = getattr(benchmark, last_name(run_["model"]["class_path"]))
         known = {name for base in kind.__mro__ for name in signature(base.__init__).parameters}
-        assert {name for name, value in run_["model"]["init_args"].items() if value is not None} <= known
+        assert {*without_nulls(run_["model"]["init_args"])} <= known
         assert get_datamodule(run_["data"]).eval_batch_size == run_["data"]["init_args"]["eval_batch_size"]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_compares_anovl_without_and_with_the_papers_views_and_adaptation(path):
+    settings = [run["model"] for run in containers(path) if run["model"]["class_path"] == f"{PACKAGE}.BenchmarkAnoVL"]
+    # Each model runs on all categories before the next.
+    plain, paper = (get_model(each).model for each in (settings[0], settings[-1]))
+    assert (plain.image_score, plain.adaptation) == (GlobalScore("single"), None)
+    assert paper.image_score == GlobalScore("paper")
+    assert paper.adaptation == (LinearAdapter() if path.stem == "visa" else TextAdapter())
 
 
 @pytest.mark.parametrize(("name", "categories"), [("mvtec", mvtecad.CATEGORIES), ("visa", visa.CATEGORIES)])

@@ -62,6 +62,6 @@ def test_whole_method_on_data_of_ones_own(images, tmp_path):
     assert "image_AUROC" in done.stdout
     (saved,) = tmp_path.rglob("config.yaml")
     model = yaml.safe_load(saved.read_text())["model"]
-    assert model["init_args"]["image_views"] == "paper"
+    assert model["init_args"]["image_score"]["init_args"]["views"] == "paper"
     assert model["init_args"]["adaptation"]["class_path"] == "anovl_plugin.TextAdapter"
     assert len(list(tmp_path.rglob("images/*/*.png"))) == 13

@@ -13,7 +13,7 @@ from anomalib.cli.cli import AnomalibCLI
 
 ROOT = Path(__file__).parents[2]
 # This one is run as a whole, see tests/integration/test_guide.py.
-GUIDE = ROOT / "docs" / "first_look.md"
+GUIDE = ROOT / "docs" / "first_prediction.md"
 PAGES = [
     ROOT / "README.md",
     *sorted({*(ROOT / "docs").glob("*.md")} - {GUIDE}),
@@ -109,4 +109,6 @@ def test_programs_explain_themselves(command, monkeypatch, capsys):
 
 
 def test_programs_are_found():
-    assert {f"python -m anovl_plugin.demo.{name}" for name in ("train", "evaluate", "ablation")} <= set(PROGRAMS)
+    assert {f"python -m anovl_plugin.demo.studies.{name}" for name in ("train", "evaluate", "ablation")} <= set(
+        PROGRAMS
+    )

@@ -16,7 +16,7 @@ from PIL import Image
 from skimage import data
 from torch.testing import assert_close
 
-from anovl_plugin import AnoVL, ZeroShotPostProcessor
+from anovl_plugin import AnoVL, CombinedScore, ZeroShotPostProcessor
 from anovl_plugin.components import export
 from tests.helpers import trees
 from tests.helpers.runs import Predictions, gather, quiet_engine, run_test
@@ -143,8 +143,7 @@ def test_tiles_and_views_and_fixed_thresholds_are_exported(make, look, tmp_path)
     tested = look(
         make(
             tiles_per_side=1,
-            image_score=GlobalScore(["image", "flip"]),
-            image_score="both",
+            image_score=CombinedScore(["image", "flip"]),
             post_processor=post_processor,
         )
     )
@@ -155,7 +154,7 @@ def test_tiles_and_views_and_fixed_thresholds_are_exported(make, look, tmp_path)
 def test_torch_export_is_exact_and_small(tested, exported):
     path = exported("torch")
     exported = torch.load(path, weights_only=False)["model"]
-    assert exported.model._text_tower == ()
+    assert not exported.model._text_tower.is_loaded
     # The text tower's vocabulary alone would take 6 MB.
     assert path.stat().st_size < 1_000_000
     images = torch.rand(2, 3, 44, 50)
@@ -166,8 +165,8 @@ def test_torch_export_is_exact_and_small(tested, exported):
 def test_torch_export_before_any_run(make, tmp_path):
     model = make(class_name="bolt")
     exported = torch.load(model.to_torch(tmp_path), weights_only=False)["model"]
-    assert exported.model.class_name == "bolt"
-    assert exported.model._text_tower == ()
+    assert exported.model.text_bank.class_name == "bolt"
+    assert not exported.model._text_tower.is_loaded
 
 
 def test_without_openvino_it_says_what_to_install(make, tmp_path, monkeypatch):

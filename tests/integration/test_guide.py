@@ -1,4 +1,4 @@
-"""The page "From first look to the line" is run from top to bottom, and says what comes out."""
+"""The page "From first prediction to production" is run from top to bottom, and shows the output."""
 
 import re
 import shlex

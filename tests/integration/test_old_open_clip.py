@@ -14,8 +14,8 @@ import torch
 from torch.testing import assert_close
 
 from anovl_plugin.torch_model import AnoVLModel
-from tests.conftest import ARCHITECTURES, TINY
 from tests.helpers import reference
+from tests.helpers.architectures import ARCHITECTURES, TINY
 
 FOLDER = os.environ.get("ANOVL_OLD_OPEN_CLIP")
 ROOT = Path(__file__).parents[2]
@@ -24,7 +24,7 @@ WITHIN = {"atol": 1e-5, "rtol": 0}
 SCRIPT = """
 import sys, torch, open_clip
 from anovl_plugin.vision.backbone import load_backbone
-from anovl_plugin.text.text_bank import TextTower
+from anovl_plugin.text.text_tower import TextTower
 from anovl_plugin.torch_model import AnoVLModel
 from anovl_plugin.vision.value_attention import value_wise_forward
 
@@ -37,10 +37,10 @@ for name in names:
     images = torch.randn(2, 3, *loaded.image_size, generator=torch.Generator().manual_seed(0))
     tokens = value_wise_forward(loaded.visual, images)
     tower, sentences = TextTower(loaded.clip, loaded.tokenizer), ["a photo", "rust on a metal_nut"]
-    model = AnoVLModel(name, weights, class_name="bottle")
+    model = AnoVLModel(name, pretrained=weights, class_name="bottle")
     results[name] = {
         "images": images, "image": tokens.class_token, "local": tokens.patch_tokens, "open_clip": loaded.visual(images),
-        "cut": tower.encode(sentences), "full": tower.encode(sentences, truncate_context=False),
+        "truncated": tower.encode(sentences), "full": tower.encode(sentences, truncate_context=False),
         "states": model.text_bank.state_embeddings, **model(images)._asdict(),
     }
 torch.save(results, out)
@@ -75,7 +75,7 @@ def test_both_paths_equal_the_reference_and_that_open_clip(name, results, weight
 
 @pytest.mark.parametrize("name", TINY)
 def test_truncate_context_gives_what_the_full_one_gives(name, results):
-    assert_close(results[name]["cut"], results[name]["full"], **WITHIN)
+    assert_close(results[name]["truncated"], results[name]["full"], **WITHIN)
 
 
 @pytest.mark.parametrize("name", TINY)

@@ -148,6 +148,6 @@ def test_copies(ready, clone, make):
 
 def test_there_is_nothing_to_save_before_the_first_run(make):
     with pytest.raises(
-        RuntimeError, match="^there is no text bank to save yet; validate, test or call build_text_bank"
+        RuntimeError, match=r"^there is no text bank to save yet; validate, test or call build_text_bank"
     ):
         make().on_save_checkpoint({"state_dict": {}, "hyper_parameters": {}})

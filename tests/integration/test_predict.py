@@ -1,7 +1,6 @@
 """``anomalib predict`` on bare images of any kind, as a user types it: no labels, no fit, no checkpoint."""
 
 import shlex
-import warnings
 
 import numpy as np
 import pytest
@@ -54,18 +53,6 @@ def test_predictions_are_scores_labels_and_masks(photographs, tmp_path):
         assert ((values >= 0) & (values <= 1)).all()
     assert torch.equal(found.label, found.score > 0.5)
     assert torch.equal(found.mask.squeeze(1), found.map.squeeze(1) > 0.5)
-
-
-def test_images_that_anomalib_cannot_read_right_are_named(photographs, tmp_path):
-    model = AnoVL("anovl-demo", class_name="brick", domain="texture", visualizer=False)
-    with pytest.warns(UserWarning, match=r"sixteen\.png has more than 8 bits a channel \(mode I;16\), .* convert it"):
-        run_predict(model, tmp_path, data_path=photographs / "sixteen.png")
-    Image.fromarray(np.full((50, 60), 255, np.uint8)).save(tmp_path / "white.png")
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        for path in (photographs / "grey.png", tmp_path / "white.png"):
-            run_predict(model, tmp_path, data_path=path)
-    assert not [warning for warning in caught if "bits" in str(warning.message)]
 
 
 def test_an_image_is_scored_alike_alone_and_in_a_folder(photographs, tmp_path):

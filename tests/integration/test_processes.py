@@ -1,21 +1,22 @@
 """Several processes, half precision and compiled graphs: the same results, sooner."""
 
+import inspect
 import os
 import re
 import shlex
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from anomalib.data import MVTecAD
-from lightning.pytorch import Trainer
 from torch.testing import assert_close
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from anovl_plugin import AnoVL, AnoVLModel, TextAdapter
-from anovl_plugin.components.distributed import UnpaddedEvaluationSampler
+from anovl_plugin.components.distributed import UnpaddedEvaluationSampler, unpadded_share
 from anovl_plugin.demo import DemoSurfaces
+from anovl_plugin.scoring.image_score import CombinedScore
 from tests.helpers.runs import quiet_engine, run_test
 from tests.integration.test_documentation import ROOT, run
 
@@ -63,42 +64,66 @@ def test_shards_on_two_processes(tmp_path, monkeypatch):
         assert sorted(path.parts[-2:] for path in pictures) == [(shard, f"00{index}.png") for index in range(5)]
 
 
-class Shared:
-    """What the callback asks of a trainer."""
-
-    def __init__(self, datamodule: object, rank: int, size: int) -> None:
-        self.datamodule, self.global_rank, self.world_size = datamodule, rank, size
-
-
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 def test_each_image_goes_to_one_process(size, surfaces):
-    expected, seen = None, []
-    for rank in range(size):
-        datamodule = surfaces()
-        datamodule.setup()
-        expected = [item.image_path for item in datamodule.test_data]
-        callback, trainer = UnpaddedEvaluationSampler(), Shared(datamodule, rank, size)
-        callback.setup(trainer, None, "test")
-        loader = datamodule.test_dataloader()
-        assert loader.batch_size == datamodule.eval_batch_size
-        seen += [path for batch in loader for path in batch.image_path]
-        callback.teardown(trainer, None, "test")
-        assert datamodule.test_dataloader.__func__ is MVTecAD.test_dataloader
-    assert sorted(seen) == sorted(expected)
-
-
-def test_other_loaders_are_left_to_lightning(surfaces):
     datamodule = surfaces()
     datamodule.setup()
-    shuffled = DataLoader(datamodule.test_data, shuffle=True)
-    datamodule.test_dataloader = lambda: shuffled
-    UnpaddedEvaluationSampler().setup(Shared(datamodule, 0, 2), None, "test")
-    assert datamodule.test_dataloader() is shuffled
-    datamodule = surfaces()
-    datamodule.setup()
-    UnpaddedEvaluationSampler().setup(Shared(datamodule, 0, 1000), None, "test")
-    assert len(datamodule.test_dataloader().sampler) == len(datamodule.test_data)
-    UnpaddedEvaluationSampler().setup(Trainer(accelerator="cpu", logger=False, devices=1), None, "test")
+    whole = datamodule.test_dataloader()
+    shares = [unpadded_share(whole, rank, size) for rank in range(size)]
+    seen = [path for share in shares for batch in share for path in batch.image_path]
+    assert sorted(seen) == sorted(item.image_path for item in datamodule.test_data)
+    assert isinstance(whole.sampler, SequentialSampler)
+
+
+def test_a_share_keeps_all_arguments_of_its_loader():
+    given = {
+        "batch_size": 3,
+        "num_workers": 2,
+        "collate_fn": list,
+        "pin_memory": True,
+        "drop_last": True,
+        "timeout": 5,
+        "worker_init_fn": print,
+        "multiprocessing_context": "spawn",
+        "generator": torch.Generator(),
+        "prefetch_factor": 4,
+        "persistent_workers": True,
+        "pin_memory_device": "",
+        "in_order": False,
+    }
+    chosen = {"self", "dataset", "shuffle", "sampler", "batch_sampler"}
+    # PyTorch's newer arguments belong into the test, too.
+    assert set(given) | chosen == set(inspect.signature(DataLoader.__init__).parameters)
+    loader = DataLoader(range(10), **given)
+    share = unpadded_share(loader, 1, 2)
+    assert list(share.sampler) == [1, 3, 5, 7, 9]
+    for name in given:
+        assert getattr(share, name) == getattr(loader, name), name
+
+
+def test_other_loaders_are_left_to_lightning():
+    batches = BatchSampler(SequentialSampler(range(9)), 2, drop_last=False)
+    for options in ({"shuffle": True}, {"batch_sampler": batches}, {"batch_size": None}):
+        loader = DataLoader(range(9), **options)
+        assert unpadded_share(loader, 0, 3) is loader
+    loader = DataLoader(range(2))
+    assert unpadded_share(loader, 0, 3) is loader
+
+
+@pytest.mark.parametrize(
+    ("size", "chosen", "predicting", "shared"),
+    [(2, True, False, True), (1, True, False, False), (2, False, False, False), (2, True, True, False)],
+    ids=["evaluation", "one process", "switched off", "prediction"],
+)
+def test_when_images_are_shared_out(size, chosen, predicting, shared):
+    trainer = SimpleNamespace(
+        world_size=size,
+        global_rank=0,
+        predicting=predicting,
+        _accelerator_connector=SimpleNamespace(use_distributed_sampler=chosen),
+    )
+    loader = DataLoader(range(9))
+    assert (UnpaddedEvaluationSampler().change_loader(loader, trainer) is not loader) == shared
 
 
 def test_half_precision(usual, surfaces, tmp_path):
@@ -129,12 +154,12 @@ def test_half_precision_on_a_gpu(precision, usual, surfaces, tmp_path):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"image_views": ["image", "flip", "rotate 30"], "image_score": "both"}, {"tiling": 1}],
+    [{}, {"image_score": CombinedScore(["image", "flip", "rotate 30"])}, {"tiles_per_side": 1}],
     ids=["plain", "views", "tiles"],
 )
 def test_compiles_whole(options, weights_of):
     model = AnoVLModel("tiny-square", pretrained=weights_of("tiny-square"), class_name="bottle", **options)
-    images = torch.rand(2, 3, 32, 50 if options.get("tiling") else 32)
+    images = torch.rand(2, 3, 32, 50 if options.get("tiles_per_side") else 32)
     expected = model(images)
     # The graph is what can go wrong; what a compiler makes of it takes minutes.
     found = torch.compile(model, backend="eager", fullgraph=True)(images)

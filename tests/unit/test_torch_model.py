@@ -10,8 +10,8 @@ from torch.testing import assert_close
 from anovl_plugin import torch_model
 from anovl_plugin.torch_model import AnoVLModel, NonFiniteImageError
 from anovl_plugin.vision.backbone import load_backbone
-from tests.conftest import TINY
 from tests.helpers import reference
+from tests.helpers.architectures import TINY
 
 WITHIN = {"atol": 1e-5, "rtol": 0}
 
@@ -146,7 +146,7 @@ def test_a_state_dict_with_a_damaged_bank_is_an_error(name, own, square):
     }
     state[f"text_bank.{name}"][0, 0] = float("nan")
     own.load()
-    with pytest.raises(ValueError, match="^the text bank of 'bottle' in the checkpoint holds NaN or infinite values"):
+    with pytest.raises(ValueError, match=r"^the text bank of 'bottle' in the checkpoint holds NaN or infinite values"):
         own.load_state_dict(state)
 
 

@@ -1,1 +1,1 @@
-"""How the small CLIP of the package was trained, and what was measured on it."""
+"""Studies: the training of the package's small CLIP, and measurements on it."""

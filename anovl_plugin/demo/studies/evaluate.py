@@ -1,8 +1,8 @@
 """Measure ``anovl-demo``: ``python -m anovl_plugin.demo.studies.evaluate``.
 
-For each surface of the demo data: AUROC of images and of pixels, and, for comparison, AUROC of pixels when the patch
-tokens of the *ordinary* path are scored in the place of the value-wise ones. With ``--normal`` and ``--abnormal``
-also the AUROC of images over two folders of pictures.
+For each surface of the demo data: AUROC of images and of pixels and, for comparison, AUROC of pixels when the patch
+tokens of the *original* path are scored instead of the value-wise ones. With ``--normal`` and ``--abnormal``, also the
+AUROC of images over two folders.
 """
 
 import argparse
@@ -19,27 +19,28 @@ from torch.utils.data import DataLoader
 from torchmetrics.functional.classification import binary_auroc
 from torchvision.transforms.v2.functional import normalize, resize
 
-from anovl_plugin.demo.datamodule import PHOTOGRAPHS, DemoSurfaces
+from anovl_plugin.demo.datamodule import PHOTOGRAPHS, Category, DemoSurfaces
 from anovl_plugin.scoring.scores import abnormality_margin, margin_map
 from anovl_plugin.torch_model import AnoVLModel
+from anovl_plugin.vision.value_attention import original_forward
 
 
 class Auroc(NamedTuple):
     """AUROC of one category, each in [0, 1].
 
     Attributes:
-        image: of images, by the global token.
-        pixel: of pixels, by the value-wise map.
-        ordinary: of pixels, by a map of the ordinary path's patch tokens.
+        image: Of images, scored by the class token.
+        pixel: Of pixels, scored by the value-wise path's patch tokens.
+        original: Of pixels, scored by the original path's patch tokens.
     """
 
     image: float
     pixel: float
-    ordinary: float
+    original: float
 
 
 def prepare(model: AnoVLModel, images: Tensor) -> Tensor:
-    """Resize and normalise images (B, 3, H, W) with values in [0, 1] for the model."""
+    """Return images (B, 3, H, W) with values in [0, 1], resized and normalized for the model."""
     return normalize(resize(images, list(model.image_size), antialias=True), list(model.mean), list(model.std))
 
 
@@ -47,9 +48,9 @@ class TestSet(NamedTuple):
     """The test images of a category, ready for a model.
 
     Attributes:
-        images: resized and normalised, shape (B, 3, H, W).
-        labels: 1 for images with a defect, shape (B,).
-        masks: 1 on defects, shape (B, H, W).
+        images: Resized and normalized, shape (B, 3, H, W).
+        labels: 1 for abnormal images, else 0, shape (B,).
+        masks: 1 on defects, else 0, shape (B, H, W).
     """
 
     images: Tensor
@@ -57,8 +58,8 @@ class TestSet(NamedTuple):
     masks: Tensor
 
 
-def read_test_set(model: AnoVLModel, category: str, root: Path | None = None) -> TestSet:
-    """Read the test images of a category of the demo data at the size of a model."""
+def read_test_set(model: AnoVLModel, category: Category, root: Path | None = None) -> TestSet:
+    """Return the test images of a category of the demo data, at the size of a model."""
     datamodule = DemoSurfaces(root=root, category=category)
     datamodule.setup()
     batches = list(datamodule.test_dataloader())
@@ -71,66 +72,56 @@ def read_test_set(model: AnoVLModel, category: str, root: Path | None = None) ->
 
 
 @torch.inference_mode()
-def ordinary_tokens(model: AnoVLModel, images: Tensor) -> Tensor:
-    """Give the ordinary path's patch tokens, projected like the value-wise ones, shape (B, N, C)."""
-    visual = model.visual
-    captured: list[Tensor] = []
-    handle = visual.ln_post.register_forward_pre_hook(lambda _, inputs: captured.append(inputs[0]))
-    visual(images)
-    handle.remove()
-    return visual.ln_post(captured[0][:, 1:]) @ visual.proj
-
-
-@torch.inference_mode()
-def evaluate_category(model: AnoVLModel, category: str, root: Path | None = None) -> Auroc:
-    """Measure the model on one category of the demo data, asked for by the category's name as a texture."""
-    model.setup(category, "texture")
+def evaluate_category(model: AnoVLModel, category: Category, root: Path | None = None) -> Auroc:
+    """Return the AUROCs of one category of the demo data, which the prompts name as a texture."""
+    model.build_text_bank(category, "texture")
     data = read_test_set(model, category, root)
     result = model(data.images)
-    ordinary = abnormality_margin(ordinary_tokens(model, data.images), model.text_bank.state_embeddings)
-    ordinary = margin_map(ordinary, model.visual.grid_size, model.image_size)
+    tokens = original_forward(model.visual, data.images).patch_tokens
+    original = abnormality_margin(tokens, model.text_bank.state_embeddings)
+    original = margin_map(original, model.visual.grid_size, model.image_size)
     return Auroc(
         image=binary_auroc(result.pred_score, data.labels).item(),
         pixel=binary_auroc(result.anomaly_map.squeeze(1), data.masks).item(),
-        # A margin is below a half in size; the metric wants probabilities.
-        ordinary=binary_auroc(ordinary.squeeze(1) + 0.5, data.masks).item(),
+        # Margins lie within (-0.5, 0.5); the metric expects probabilities.
+        original=binary_auroc(original.squeeze(1) + 0.5, data.masks).item(),
     )
 
 
 @torch.inference_mode()
 def evaluate_folders(model: AnoVLModel, normal: Path, abnormal: Path, class_name: str) -> float:
-    """Measure the AUROC of images over two folders of pictures."""
-    model.setup(class_name, "texture")
+    """Return the AUROC of images over two folders."""
+    model.build_text_bank(class_name, "texture")
 
     def score(folder: Path) -> Tensor:
         dataset = PredictDataset(folder)
         batches: Iterable = DataLoader(dataset, collate_fn=dataset.collate_fn)
         return torch.cat([model(prepare(model, batch.image)).pred_score for batch in batches])
 
-    sound, faulty = score(normal), score(abnormal)
-    target = torch.cat([torch.zeros(len(sound)), torch.ones(len(faulty))]).int()
-    return binary_auroc(torch.cat([sound, faulty]), target).item()
+    normal_scores, abnormal_scores = score(normal), score(abnormal)
+    target = torch.cat([torch.zeros(len(normal_scores)), torch.ones(len(abnormal_scores))]).int()
+    return binary_auroc(torch.cat([normal_scores, abnormal_scores]), target).item()
 
 
 def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--root", type=Path, help="folder of the demo data; anomalib's cache if not given")
-    parser.add_argument("--normal", type=Path, help="folder of sound pictures, measured with --abnormal")
-    parser.add_argument("--abnormal", type=Path, help="folder of faulty pictures")
-    parser.add_argument("--class-name", default="textile", help="what these two folders show")
+    parser.add_argument("--root", type=Path, help="folder of the demo data; default: in anomalib's cache")
+    parser.add_argument("--normal", type=Path, help="folder of normal images, used with --abnormal")
+    parser.add_argument("--abnormal", type=Path, help="folder of abnormal images, used with --normal")
+    parser.add_argument("--class-name", default="textile", help="what both folders show; default: textile")
     args = parser.parse_args()
     model = AnoVLModel("anovl-demo")
-    results = {category: evaluate_category(model, category, args.root) for category in PHOTOGRAPHS}
+    results: dict[str, Auroc] = {category: evaluate_category(model, category, args.root) for category in PHOTOGRAPHS}
     results["mean"] = Auroc(*torch.tensor(list(results.values())).mean(0).tolist())
-    table = Table("surface", "image AUROC", "pixel AUROC", "pixel AUROC, ordinary path")
+    table = Table("surface", "image AUROC", "pixel AUROC", "pixel AUROC, original path")
     for category, auroc in results.items():
         table.add_row(category, *(f"{value:.3f}" for value in auroc))
     console = Console()
     console.print(table)
     if args.normal and args.abnormal:
-        auroc = evaluate_folders(model, args.normal, args.abnormal, args.class_name)
-        console.print(f"{args.class_name}, {args.normal.name} against {args.abnormal.name}: image AUROC {auroc:.3f}")
+        area = evaluate_folders(model, args.normal, args.abnormal, args.class_name)
+        console.print(f"{args.class_name}, {args.normal.name} against {args.abnormal.name}: image AUROC {area:.3f}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Procedurally made surfaces and objects: what the embedded CLIP is trained on.
+"""Procedural surfaces and objects, on which the package's small CLIP is trained.
 
-Every family draws a square image from a seeded generator and knows the nouns that captions may call it by. No
-photograph is used anywhere in this file.
+Every family draws a square image from a seeded generator, and lists the nouns that captions may use for it. No
+photograph is used in this file.
 
 Images are float32 arrays of shape (S, S, 3) in [0, 1].
 """
@@ -18,13 +18,13 @@ GENERIC_NOUNS = ("object", "surface", "texture", "material", "product", "item", 
 
 
 def rescale(values: Image, low: float = 0.0, high: float = 1.0) -> Image:
-    """Stretch an array linearly so that it spans [low, high]."""
+    """Return an array, rescaled linearly to span [low, high]."""
     span = float(values.max() - values.min())
     return (values - values.min()) / (span + 1e-8) * (high - low) + low
 
 
 def coordinates(size: int, rng: Generator) -> tuple[Image, Image]:
-    """Make pixel coordinates (u, v), turned by a random angle, slightly sheared and bent."""
+    """Return pixel coordinates (u, v), rotated by a random angle, slightly sheared and bent."""
     y, x = np.mgrid[:size, :size].astype(np.float32)
     angle = rng.uniform(0, np.pi)
     u = np.cos(angle) * x + np.sin(angle) * y
@@ -34,7 +34,7 @@ def coordinates(size: int, rng: Generator) -> tuple[Image, Image]:
 
 
 def power_law_noise(size: int, rng: Generator, slope: float, stretch: float = 1.0) -> Image:
-    """Draw noise whose amplitude falls as 1/fˢˡᵒᵖᵉ; ``stretch`` above 1 makes it fibrous along a random direction."""
+    """Return noise whose amplitude falls as 1/fˢˡᵒᵖᵉ; ``stretch`` above 1 makes it fibrous along a random direction."""
     fy, fx = np.meshgrid(np.fft.fftfreq(size), np.fft.rfftfreq(size), indexing="ij")
     angle = rng.uniform(0, np.pi)
     along, across = np.cos(angle) * fx + np.sin(angle) * fy, -np.sin(angle) * fx + np.cos(angle) * fy
@@ -46,7 +46,7 @@ def power_law_noise(size: int, rng: Generator, slope: float, stretch: float = 1.
 
 
 def band_noise(size: int, rng: Generator) -> Image:
-    """Draw noise of one scale, isotropic or oriented, as in leather or brushed metal."""
+    """Return noise of one scale, isotropic or oriented, as in leather or brushed metal."""
     sigma = rng.uniform(0.6, 4.0)
     ratio = rng.choice([1.0, 1.0, rng.uniform(2, 6)])
     noise = rng.standard_normal((size, size)).astype(np.float32)
@@ -56,14 +56,14 @@ def band_noise(size: int, rng: Generator) -> Image:
 
 
 def smooth_surface(size: int, rng: Generator) -> Image:
-    """Draw a fractal or band-limited texture."""
+    """Return a fractal or band-limited texture."""
     if rng.random() < 0.5:
         return power_law_noise(size, rng, rng.uniform(0.3, 1.8))
     return band_noise(size, rng)
 
 
 def woven_surface(size: int, rng: Generator) -> Image:
-    """Draw one to three sets of threads that cross: cloth, carpet, ribbed and striped things."""
+    """Return one to three sets of crossing threads: cloth, carpet, ribbed and striped materials."""
     u, v = coordinates(size, rng)
     total = np.zeros((size, size), np.float32)
     for _ in range(rng.integers(1, 4)):
@@ -74,11 +74,11 @@ def woven_surface(size: int, rng: Generator) -> Image:
 
 
 def stone_surface(size: int, rng: Generator) -> Image:
-    """Draw a heap of shaded pebbles: Voronoi cells with dark gaps, each with a brightness and a slope of its own."""
+    """Return a heap of shaded pebbles: Voronoi cells with dark gaps, each with its own brightness and slope."""
     spacing = rng.uniform(6, 22)
     count = int((size / spacing) ** 2 * 1.6) + 4
     points = rng.uniform(-spacing, size + spacing, (count, 2)).astype(np.float32)
-    pixels = np.stack(np.mgrid[:size, :size], -1).astype(np.float32)
+    pixels = np.stack([*np.mgrid[:size, :size]], -1).astype(np.float32)
     warp = np.stack([power_law_noise(size, rng, 1.5) - 0.5 for _ in range(2)], -1) * spacing * rng.uniform(0, 1)
     offsets = (pixels + warp)[:, :, None] - points
     distance = np.sqrt((offsets**2).sum(-1))
@@ -93,7 +93,7 @@ def stone_surface(size: int, rng: Generator) -> Image:
 
 
 def brick_surface(size: int, rng: Generator) -> Image:
-    """Draw courses of bricks or tiles with joints lighter or darker than the stone."""
+    """Return rows of bricks or tiles with joints lighter or darker than the stone."""
     u, v = coordinates(size, rng)
     height, ratio = rng.uniform(9, 34), rng.uniform(1, 4.5)
     row = np.floor(v / height)
@@ -109,8 +109,8 @@ def brick_surface(size: int, rng: Generator) -> Image:
     return rescale(tone + joint * rng.choice([-1, 1]) * rng.uniform(0.4, 1.0) + 0.1 * rng.standard_normal(u.shape))
 
 
-def fibre_surface(size: int, rng: Generator) -> Image:
-    """Draw hundreds of overlapping blades, fibres or shavings."""
+def fiber_surface(size: int, rng: Generator) -> Image:
+    """Return hundreds of overlapping blades, fibers or shavings."""
     canvas = (0.3 * power_law_noise(size, rng, 1.0)).astype(np.float32)
     length, main, spread = rng.uniform(5, 26), rng.uniform(0, np.pi), rng.choice([0.2, 0.7, 3.2])
     count = int(rng.uniform(1.0, 2.5) * size * size / length / 2)
@@ -124,7 +124,7 @@ def fibre_surface(size: int, rng: Generator) -> Image:
 
 
 def wooden_surface(size: int, rng: Generator) -> Image:
-    """Draw grain: rings of a trunk cut lengthwise, warped by noise, with fine pores along them."""
+    """Return wood grain: rings of a trunk cut lengthwise, warped by noise, with fine pores along them."""
     u, v = coordinates(size, rng)
     warp = power_law_noise(size, rng, 1.8, stretch=2.0) * rng.uniform(2, 14)
     rings = np.sin(2 * np.pi * (v + warp + 0.03 * u) / rng.uniform(4, 20))
@@ -132,7 +132,7 @@ def wooden_surface(size: int, rng: Generator) -> Image:
 
 
 def perforated_surface(size: int, rng: Generator) -> Image:
-    """Draw a grid, a mesh or a plate with rows of equal holes or dots."""
+    """Return a grid, a mesh or a plate with rows of equal holes or dots."""
     u, v = coordinates(size, rng)
     period = rng.uniform(7, 22)
     a, b = u % period - period / 2, (v + period * 0.5 * (np.floor(u / period) % 2) * rng.integers(0, 2)) % period
@@ -143,45 +143,45 @@ def perforated_surface(size: int, rng: Generator) -> Image:
 
 
 def plain_surface(size: int, rng: Generator) -> Image:
-    """Draw an almost even surface: paint, glass, plastic."""
+    """Return an almost uniform surface: paint, glass, plastic."""
     return 0.5 + rng.uniform(0.02, 0.3) * (power_law_noise(size, rng, rng.uniform(0.2, 2)) - 0.5)
 
 
-def colourise(grey: Image, rng: Generator) -> Image:
-    """Give a grey pattern contrast, brightness and, half the time, a ramp between two colours."""
+def colorize(gray: Image, rng: Generator) -> Image:
+    """Return a gray pattern with random contrast and brightness and, half the time, a ramp between two colors."""
     contrast = rng.uniform(0.25, 0.9)
-    grey = 0.5 + contrast * (grey - 0.5) + rng.uniform(-0.5, 0.5) * (1 - contrast)
+    gray = 0.5 + contrast * (gray - 0.5) + rng.uniform(-0.5, 0.5) * (1 - contrast)
     if rng.random() < 0.5:
-        return np.repeat(grey[..., None], 3, -1).clip(0, 1).astype(np.float32)
+        return np.repeat(gray[..., None], 3, -1).clip(0, 1).astype(np.float32)
     base = rng.uniform(0.35, 1.0, 3)
     tint = base + rng.normal(0, 0.12, 3)
-    return (grey[..., None] * base + (1 - grey[..., None]) * (tint - base)).clip(0, 1).astype(np.float32)
+    return (gray[..., None] * base + (1 - gray[..., None]) * (tint - base)).clip(0, 1).astype(np.float32)
 
 
 def outline(size: int, rng: Generator) -> Image:
-    """Draw the soft-edged silhouette (S, S) of a part: ellipse, rounded box, polygon or ring."""
+    """Return the soft-edged silhouette (S, S) of a part: ellipse, rounded box, polygon or ring."""
     canvas = np.zeros((size, size), np.float32)
-    centre = (size / 2 + rng.normal(0, size * 0.04, 2)).astype(int).tolist()
+    center = (size / 2 + rng.normal(0, size * 0.04, 2)).astype(int).tolist()
     axes = (size * rng.uniform(0.2, 0.46, 2)).astype(int).tolist()
     angle, kind = float(rng.uniform(0, 180)), rng.integers(0, 4)
     if kind == 1:
-        box = cv2.boxPoints((centre, (axes[0] * 1.7, axes[1] * 1.7), angle)).astype(np.int32)
+        box = cv2.boxPoints((center, (axes[0] * 1.7, axes[1] * 1.7), angle)).astype(np.int32)
         cv2.fillPoly(canvas, [box], 1.0)
     elif kind == 2:
-        corners = cv2.ellipse2Poly(centre, axes, int(angle), 0, 360, 360 // int(rng.integers(5, 9)))
+        corners = np.array(cv2.ellipse2Poly(center, axes, int(angle), 0, 360, 360 // int(rng.integers(5, 9))))
         cv2.fillPoly(canvas, [corners], 1.0)
     else:
-        cv2.ellipse(canvas, centre, axes, angle, 0, 360, 1.0, -1)
+        cv2.ellipse(canvas, center, axes, angle, 0, 360, 1.0, -1)
     if kind == 3:
-        cv2.ellipse(canvas, centre, [int(a * rng.uniform(0.25, 0.5)) for a in axes], angle, 0, 360, 0.0, -1)
+        cv2.ellipse(canvas, center, [int(a * rng.uniform(0.25, 0.5)) for a in axes], angle, 0, 360, 0.0, -1)
     return cv2.GaussianBlur(canvas, (0, 0), rng.uniform(0.5, 1.5))
 
 
 def object_image(size: int, rng: Generator) -> Image:
-    """Draw one or several equal parts on a plain or faintly textured ground, with shading and a printed mark."""
-    ground = colourise(plain_surface(size, rng), rng)
+    """Return one or four equal parts on an almost uniform background, with shading."""
+    ground = colorize(plain_surface(size, rng), rng)
     body_kinds = (plain_surface, smooth_surface, woven_surface, wooden_surface)
-    body = colourise(body_kinds[rng.integers(len(body_kinds))](size, rng), rng)
+    body = colorize(body_kinds[rng.integers(len(body_kinds))](size, rng), rng)
     shape = outline(size, rng)
     if rng.random() < 0.3:
         small = cv2.resize(shape, (size // 2, size // 2), interpolation=cv2.INTER_AREA)
@@ -201,9 +201,9 @@ class Family(NamedTuple):
     """A kind of surface or object.
 
     Attributes:
-        draw: makes a grey pattern (S, S), or a finished image (S, S, 3), from a size and a generator.
-        nouns: what captions may call it.
-        weight: how often it is drawn, relative to the others.
+        draw: Returns a gray pattern (S, S), or a finished image (S, S, 3), for a size S and a generator.
+        nouns: Nouns that captions may use for it.
+        weight: How often it is drawn, relative to the others.
     """
 
     draw: Callable[[int, Generator], Image]
@@ -216,7 +216,7 @@ FAMILIES = {
     "woven": Family(woven_surface, ("carpet", "fabric", "textile", "cloth", "denim", "canvas", "rope", "cable")),
     "stone": Family(stone_surface, ("gravel", "pebbles", "granite", "rocks", "rice", "grain"), 1.5),
     "brick": Family(brick_surface, ("brick", "tile", "wall", "pavement", "floor", "roof"), 1.5),
-    "fibre": Family(fibre_surface, ("grass", "straw", "felt", "fur", "hair", "hay", "lawn"), 1.5),
+    "fiber": Family(fiber_surface, ("grass", "straw", "felt", "fur", "hair", "hay", "lawn"), 1.5),
     "wooden": Family(wooden_surface, ("wood", "plank", "timber", "oak", "table", "board")),
     "perforated": Family(perforated_surface, ("grid", "mesh", "sieve", "net", "keyboard", "perforated plate")),
     "plain": Family(plain_surface, ("paint", "glass", "plastic", "rubber", "ceramic", "screen")),
@@ -231,19 +231,19 @@ FAMILIES = {
 
 
 def draw_surface(family: str, size: int, rng: Generator) -> Image:
-    """Draw a sound image of a family.
+    """Return a normal image of a family.
 
     Args:
-        family: a key of :data:`FAMILIES`.
-        size: side of the square image, in pixels.
-        rng: source of all chance.
+        family: A key of :data:`FAMILIES`.
+        size: Side of the square image, in pixels.
+        rng: Source of all randomness.
 
     Returns:
         Image (size, size, 3), float32 in [0, 1].
     """
-    # A long power-law shadow over everything: real light is never even.
+    # A wide power-law shadow over the whole image, because real light is never uniform.
     pattern = FAMILIES[family].draw(size, rng)
-    image = colourise(pattern, rng) if pattern.ndim == 2 else pattern
+    image = colorize(pattern, rng) if pattern.ndim == 2 else pattern
     shadow = 1 + rng.uniform(0, 0.4) * (power_law_noise(size, rng, 2.0) - 0.5)
     grain = rng.normal(0, rng.uniform(0, 0.04), (size, size, 1))
     blur = rng.uniform(0, 0.8)

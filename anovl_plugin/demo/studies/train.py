@@ -1,12 +1,12 @@
-"""Train ``anovl-demo``, the small CLIP that the package ships: ``python -m anovl_plugin.demo.studies.train``.
+"""Train ``anovl-demo``, the package's small CLIP: ``python -m anovl_plugin.demo.studies.train``.
 
-Everything it sees is made here: surfaces and objects (:mod:`anovl_plugin.demo.studies.surfaces`) with painted defects
+All training data are synthetic: surfaces and objects (:mod:`anovl_plugin.demo.studies.surfaces`) with painted defects
 (:mod:`anovl_plugin.demo.defects`), and captions from the prompt ensemble (:mod:`anovl_plugin.text.prompts`). Three
 losses act on cosines × 30:
 
-- patches: is this patch faulty, by the local tokens of the *value-wise* path against the two states;
-- images: is this image faulty, by the global token against the two states;
-- classes: which of the nouns drawn for this step is it, by the global token.
+- patches: whether a patch is abnormal, by the patch tokens of the *value-wise* path against the two states;
+- images: whether an image is abnormal, by the class token against the two states;
+- classes: which of the nouns drawn for this step the image shows, by the class token.
 
 Shapes: B images, N patches, G families of surfaces, C joint embedding width.
 """
@@ -15,7 +15,7 @@ import argparse
 import multiprocessing
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import open_clip
@@ -31,24 +31,25 @@ from tqdm import tqdm
 from anovl_plugin.demo.defects import DEFECT_KINDS, paint_defect
 from anovl_plugin.demo.studies.surfaces import FAMILIES, GENERIC_NOUNS, draw_surface
 from anovl_plugin.text.prompts import ABNORMAL_STATES, DOMAIN_PHRASES, NORMAL_STATES, templates_for
-from anovl_plugin.text.text_bank import TextTower, state_embedding
+from anovl_plugin.text.text_bank import state_embedding
+from anovl_plugin.text.text_tower import TextTower
 from anovl_plugin.vision.backbone import DEMO_BACKBONE, register_demo_architecture
 from anovl_plugin.vision.value_attention import VisionTokens, value_wise_forward
 
 SCALE = 30.0
-SHARE_FAULTY = 0.6
+ABNORMAL_SHARE = 0.6
 PHRASES = [phrase for phrases in DOMAIN_PHRASES.values() for phrase in phrases]
 TEMPLATES = [template for phrase in PHRASES for template in templates_for(phrase)]
 FAMILY_NAMES = tuple(FAMILIES)
 
 
 class Surfaces(NamedTuple):
-    """A set of made images.
+    """A set of synthetic images.
 
     Attributes:
         images: uint8, shape (B, 3, S, S).
-        masks: uint8, 1 where a defect is, shape (B, S, S).
-        families: index into the families, shape (B,).
+        masks: uint8, 1 on defects, else 0, shape (B, S, S).
+        families: Indices into the families, shape (B,).
     """
 
     images: Tensor
@@ -57,19 +58,19 @@ class Surfaces(NamedTuple):
 
 
 def make_image(seed: tuple[int, int], size: int = 96) -> tuple[np.ndarray, np.ndarray, int]:
-    """Make one image, faulty six times in ten, with its mask and its family's index."""
+    """Return one image, abnormal with probability 0.6, its mask, and the index of its family."""
     rng = default_rng(seed)
     weights = np.array([family.weight for family in FAMILIES.values()])
     family = int(rng.choice(len(FAMILIES), p=weights / weights.sum()))
     image, mask = draw_surface(FAMILY_NAMES[family], size, rng), np.zeros((size, size), bool)
-    for _ in range(rng.integers(1, 4) if rng.random() < SHARE_FAULTY else 0):
+    for _ in range(rng.integers(1, 4) if rng.random() < ABNORMAL_SHARE else 0):
         image, part = paint_defect(image, DEFECT_KINDS[rng.integers(len(DEFECT_KINDS))], rng)
         mask |= part
     return (image * 255).round().astype(np.uint8), mask.astype(np.uint8), family
 
 
 def make_surfaces(count: int, seed: int) -> Surfaces:
-    """Make ``count`` images on all cores; the same seed gives the same images on any number of cores."""
+    """Return ``count`` images, drawn on all cores; they depend on the seed, not on the number of cores."""
     with multiprocessing.get_context("spawn").Pool() as pool:
         jobs = pool.imap(make_image, [(seed, index) for index in range(count)], chunksize=64)
         images, masks, families = zip(*tqdm(jobs, total=count, desc="surfaces"), strict=True)
@@ -78,7 +79,14 @@ def make_surfaces(count: int, seed: int) -> Surfaces:
 
 
 class UsedTokens(nn.Module):
-    """The rows of a token embedding that captions use, so that the optimiser need not touch the other 49,000."""
+    """The rows of a token embedding that captions use, so that the other 49,000 are not optimized.
+
+    Args:
+        embedding: The whole token embedding.
+        used: Ids of the tokens that captions use.
+    """
+
+    row_of: Tensor
 
     def __init__(self, embedding: nn.Embedding, used: Tensor) -> None:
         super().__init__()
@@ -89,18 +97,18 @@ class UsedTokens(nn.Module):
         self.row_of[used] = torch.arange(len(used))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Embed token ids (K, L) as vectors (K, L, D)."""
+        """Return the embeddings (K, L, D) of token ids (K, L)."""
         return self.rows(self.row_of[tokens])
 
     def full_weight(self) -> Tensor:
-        """Rebuild the embedding of the whole vocabulary; rows never used are zero."""
+        """Return the embedding of the whole vocabulary; unused rows are zero."""
         weight = torch.zeros(self.size)
         weight[self.used] = self.rows.weight.detach()
         return weight
 
 
-def build_clip(seed: int) -> tuple[nn.Module, TextTower]:
-    """Make the untrained CLIP and a text tower that shares its weights."""
+def build_clip(seed: int) -> tuple[Any, TextTower]:
+    """Return the untrained CLIP, and a text tower that shares its weights."""
     torch.manual_seed(seed)
     register_demo_architecture()
     clip = open_clip.create_model(DEMO_BACKBONE)
@@ -113,11 +121,11 @@ def build_clip(seed: int) -> tuple[nn.Module, TextTower]:
 
 
 def draw_captions(rng: Generator, per_state: int = 3) -> tuple[list[str], Tensor]:
-    """Draw a noun for each family and sentences about it in both states.
+    """Draw a noun for each family, and sentences about it in both states.
 
     Returns:
-        G × 2 × ``per_state`` sentences, and a mask (G,) that is true where the noun is the family's own and not a
-        word such as "object" that fits them all.
+        G × 2 × ``per_state`` sentences, and a mask (G,) that is true where the noun is the family's own, not a generic
+        word such as "object".
     """
     sentences, own = [], []
     for family in FAMILIES.values():
@@ -131,7 +139,7 @@ def draw_captions(rng: Generator, per_state: int = 3) -> tuple[list[str], Tensor
 
 
 def augment(surfaces: Surfaces, index: Tensor, rng: Generator) -> tuple[Tensor, Tensor]:
-    """Pick images and flip, turn, shift in colour and normalise them: images (B, 3, S, S), masks (B, S, S)."""
+    """Return images (B, 3, S, S), flipped, rotated, with other colors and normalized, and their masks (B, S, S)."""
     images, masks = surfaces.images[index].float() / 255, surfaces.masks[index]
     turns, flip = int(rng.integers(4)), rng.random() < 0.5
     images, masks = images.rot90(turns, (-2, -1)), masks.rot90(turns, (-2, -1))
@@ -146,13 +154,13 @@ def augment(surfaces: Surfaces, index: Tensor, rng: Generator) -> tuple[Tensor, 
 
 
 def state_loss(features: Tensor, states: Tensor, target: Tensor, positive_weight: float) -> Tensor:
-    """Binary cross-entropy on 30 × (cos to abnormal − cos to normal).
+    """Return the binary cross-entropy on 30 × (cos to abnormal − cos to normal).
 
     Args:
-        features: tokens (B, N, C), not normalised.
-        states: unit vectors of the two states for each image, shape (B, 2, C).
-        target: 1 faulty, 0 sound, −1 left out, shape (B, N).
-        positive_weight: how much more a faulty token counts.
+        features: Tokens (B, N, C), not normalized.
+        states: Unit vectors of the two states for each image, shape (B, 2, C).
+        target: 1 for abnormal, 0 for normal, −1 for ignored, shape (B, N).
+        positive_weight: Weight of abnormal tokens; normal ones have 1.
     """
     cosines = F.normalize(features, dim=-1) @ states.mT
     logits = SCALE * (cosines[..., 1] - cosines[..., 0])
@@ -161,32 +169,32 @@ def state_loss(features: Tensor, states: Tensor, target: Tensor, positive_weight
     return (losses * weight).sum() / weight.sum()
 
 
-def class_loss(image: Tensor, states: Tensor, families: Tensor, own: Tensor) -> Tensor:
-    """Cross-entropy of the global token (B, C) over the G nouns, both states of a noun averaged."""
+def class_loss(class_token: Tensor, states: Tensor, families: Tensor, own: Tensor) -> Tensor:
+    """Return the cross-entropy of class tokens (B, C) over the G nouns, both states of a noun averaged."""
     nouns = F.normalize(states.mean(1), dim=-1)
-    logits = SCALE * F.normalize(image, dim=-1) @ nouns.T
+    logits = SCALE * F.normalize(class_token, dim=-1) @ nouns.T
     named = own[families]
     return F.cross_entropy(logits.masked_fill(~own, -1e4)[named], families[named]) if named.any() else logits.sum() * 0
 
 
 def patch_targets(masks: Tensor, patch: int) -> Tensor:
-    """Tell which patches are faulty: at least a sixth covered 1, untouched 0, in between −1; shape (B, N)."""
+    """Return the targets of patches (B, N): 1 if at least a sixth is defective, 0 if nothing is, else −1."""
     share = F.avg_pool2d(masks[:, None].float(), patch).flatten(1)
     return torch.where(share >= 1 / 6, 1.0, torch.where(share > 0, -1.0, 0.0))
 
 
 def total_loss(tokens: VisionTokens, text: Tensor, own: Tensor, masks: Tensor, families: Tensor) -> Tensor:
-    """Add up the three losses; ``text`` holds caption embeddings of shape (G, 2, captions, C)."""
+    """Return the sum of the three losses; ``text`` holds caption embeddings of shape (G, 2, captions, C)."""
     states = state_embedding(text)
     patch = round((masks.shape[-1] ** 2 / tokens.patch_tokens.shape[1]) ** 0.5)
-    faulty = masks.flatten(1).any(1).float()
-    local = state_loss(tokens.patch_tokens, states[families], patch_targets(masks, patch), 3.0)
-    image = state_loss(tokens.class_token[:, None], states[families], faulty[:, None], 1.0)
-    return local + image + 0.1 * class_loss(tokens.class_token, states, families, own)
+    abnormal = masks.flatten(1).any(1).float()
+    patch_loss = state_loss(tokens.patch_tokens, states[families], patch_targets(masks, patch), 3.0)
+    image_loss = state_loss(tokens.class_token[:, None], states[families], abnormal[:, None], 1.0)
+    return patch_loss + image_loss + 0.1 * class_loss(tokens.class_token, states, families, own)
 
 
 def training_step(clip: nn.Module, tower: TextTower, surfaces: Surfaces, seed: tuple[int, int], batch: int) -> Tensor:
-    """Compute the loss of one step; all chance comes from ``seed``, so that a resumed run goes on as it would have."""
+    """Return the loss of one step; all randomness comes from ``seed``, so that a resumed run equals an unbroken one."""
     rng = default_rng(seed)
     index = torch.from_numpy(rng.choice(len(surfaces.images), batch, replace=False))
     images, masks = augment(surfaces, index, rng)
@@ -196,8 +204,8 @@ def training_step(clip: nn.Module, tower: TextTower, surfaces: Surfaces, seed: t
     return total_loss(tokens, text, own, masks, surfaces.families[index])
 
 
-def export_weights(clip: nn.Module, path: Path, metadata: dict[str, str]) -> None:
-    """Write the CLIP's weights as float16 safetensors that open_clip loads."""
+def export_weights(clip: Any, path: Path, metadata: dict[str, str]) -> None:
+    """Write the CLIP's weights as float16 safetensors for open_clip."""
     state = {name: value.detach() for name, value in clip.state_dict().items() if not name.startswith("token_emb")}
     state["token_embedding.weight"] = clip.token_embedding.full_weight()
     state["logit_scale"] = torch.tensor(np.log(SCALE))
@@ -218,14 +226,17 @@ def train(
     """Train from the start, or from the last checkpoint in ``work``, and write the weights to ``out``.
 
     Args:
-        out: file of weights to write.
-        work: folder for the made images and the checkpoint; a run that broke off goes on from what is there.
-        steps: optimisation steps in all.
-        images: surfaces to make beforehand.
-        batch: images a step.
-        learning_rate: highest learning rate of the one-cycle schedule.
-        seed: seed of data, weights and order.
-        save_every: steps between checkpoints.
+        out: Weights file to write.
+        work: Folder for the images and the checkpoint; an interrupted run resumes from it.
+        steps: Total number of optimization steps.
+        images: Number of images to create beforehand.
+        batch: Images per step.
+        learning_rate: Highest learning rate of the one-cycle schedule.
+        seed: Seed of data, weights and order.
+        save_every: Steps between checkpoints. Default: 250.
+
+    Raises:
+        ValueError: If the checkpoint in ``work`` is from a run with other settings.
     """
     work.mkdir(parents=True, exist_ok=True)
     cache, checkpoint = work / f"surfaces-{images}-{seed}.pt", work / "checkpoint.pt"
@@ -235,15 +246,13 @@ def train(
     clip, tower = build_clip(seed)
     optimizer = torch.optim.AdamW(clip.parameters(), lr=learning_rate, weight_decay=0.01)
     scheduler = OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
-    parts = {"clip": clip, "optimizer": optimizer, "scheduler": scheduler}
+    parts: dict[str, Any] = {"clip": clip, "optimizer": optimizer, "scheduler": scheduler}
     settings = {"steps": steps, "images": images, "batch": batch, "learning_rate": learning_rate, "seed": seed}
     first, seconds = 0, 0.0
     if checkpoint.exists():
         saved = torch.load(checkpoint)
         if saved["settings"] != settings:
-            msg = (
-                f"{checkpoint} was left by a run with {saved['settings']}; repeat these, or choose another work folder"
-            )
+            msg = f"{checkpoint} is from a run with {saved['settings']}; use the same settings, or another work folder"
             raise ValueError(msg)
         for name, part in parts.items():
             part.load_state_dict(saved[name])
@@ -270,13 +279,15 @@ def train(
 def main() -> None:
     """Read the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("anovl-demo.safetensors"), help="file of weights to write")
+    parser.add_argument("--out", type=Path, default=Path("anovl-demo.safetensors"), help="weights file to write")
     parser.add_argument("--work", type=Path, default=Path("anovl-demo-training"), help="folder for data and checkpoint")
-    parser.add_argument("--steps", type=int, default=3600, help="optimisation steps")
-    parser.add_argument("--images", type=int, default=16000, help="surfaces to make beforehand")
-    parser.add_argument("--batch", type=int, default=64, help="images a step")
-    parser.add_argument("--learning-rate", type=float, default=1.2e-3, help="highest learning rate")
-    parser.add_argument("--seed", type=int, default=0, help="seed of data, weights and order")
+    parser.add_argument("--steps", type=int, default=3600, help="optimization steps; default: 3600")
+    parser.add_argument(
+        "--images", type=int, default=16000, help="number of images to create beforehand; default: 16000"
+    )
+    parser.add_argument("--batch", type=int, default=64, help="images per step; default: 64")
+    parser.add_argument("--learning-rate", type=float, default=1.2e-3, help="highest learning rate; default: 0.0012")
+    parser.add_argument("--seed", type=int, default=0, help="seed of data, weights and order; default: 0")
     train(**vars(parser.parse_args()))
 
 

@@ -3,27 +3,16 @@
 import numpy as np
 import torch
 from anomalib.data import ImageBatch
-from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
+from sklearn.metrics import auc, roc_curve
 from torch import Tensor
 
 from anovl_plugin.benchmark import PaperEvaluator
 from anovl_plugin.benchmark.evaluator import to_unit_range
-
-
-def scikit_learn_metrics(scores, truth):
-    """Compute AUROC, F1-max and average precision anew."""
-    scores, truth = np.asarray(scores).ravel(), np.asarray(truth).ravel().astype(int)
-    precision, recall, _ = precision_recall_curve(truth, scores)
-    f1_max = np.max(2 * precision * recall / np.maximum(precision + recall, 1e-12))
-    return {
-        "AUROC": roc_auc_score(truth, scores),
-        "F1Max": f1_max,
-        "AUPR": average_precision_score(truth, scores),
-    }
+from tests.helpers.scikit_learn_metrics import scikit_learn_metrics
 
 
 def region_overlap(maps, masks, limit=0.3):
-    """Compute AUPRO anew, for masks of one region each: the mean of the regions' recalls over the false positives."""
+    """Return AUPRO for masks of one region each: the mean of the regions' recalls over the false positives."""
     normal = maps[masks == 0]
     grid = np.linspace(0, limit, 2001)
     curves = []
@@ -36,7 +25,7 @@ def region_overlap(maps, masks, limit=0.3):
 
 
 def fake_batches(*, masks=True):
-    """Make three batches with scores in the range of a Patchcore's, maps of 16 x 16 pixels and one square each."""
+    """Yield three batches with scores in the range of a Patchcore's, maps of 16 x 16 pixels and one square each."""
     generator = torch.Generator().manual_seed(1)
     for size in (4, 4, 2):
         labels = torch.arange(size) % 2 == 0
@@ -75,7 +64,7 @@ def test_metrics_are_those_of_scikit_learn_for_scores_of_any_range():
     assert all(0.1 < value < 0.98 for value in expected.values())
 
 
-def test_metrics_of_a_second_test_set_know_nothing_of_the_first():
+def test_metrics_of_a_second_test_set_do_not_depend_on_the_first():
     batches, evaluator, logged = list(fake_batches()), PaperEvaluator(), []
     evaluator.log = lambda *pair: logged.append(pair)
     for part in (batches[:1], batches):
@@ -92,7 +81,7 @@ def test_metrics_of_pixels_are_nan_without_masks():
     }
 
 
-def test_metrics_of_images_are_nan_where_all_are_alike():
+def test_metrics_of_images_are_nan_where_all_labels_are_equal():
     batches = list(fake_batches())
     for batch in batches:
         batch.gt_label = torch.ones_like(batch.gt_label)
@@ -100,7 +89,7 @@ def test_metrics_of_images_are_nan_where_all_are_alike():
     assert [name for name, value in logged.items() if np.isnan(value)] == ["image_AUROC", "image_F1Max", "image_AUPR"]
 
 
-def test_unit_range_keeps_the_order_of_neighbours():
+def test_unit_range_keeps_the_order_of_neighbors():
     scores = torch.tensor([-100.0, 0.001, 60.0])
     scores, _ = torch.cat([scores, torch.nextafter(scores, torch.full_like(scores, torch.inf))]).sort()
     scaled = to_unit_range(scores)

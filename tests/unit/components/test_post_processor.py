@@ -1,115 +1,302 @@
-"""Thresholds with and without validation data, and normalisation that keeps the order of scores."""
+"""Thresholds with and without validation data, the labels they give, and the settings of the post-processor."""
 
+import pickle
+from fractions import Fraction
+
+import numpy as np
 import pytest
 import torch
 from anomalib.data import ImageBatch, InferenceBatch
-from anomalib.post_processing import PostProcessor
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from anovl_plugin.components.normalization import normalize
 from anovl_plugin.components.post_processor import ZeroShotPostProcessor
+from tests.helpers.reference_normalization import undo
 
-SCORES = st.floats(0, 1, width=32)
+SCORES = st.floats(0, 1, width=32, allow_subnormal=False)
+SIDE = 8
 
 
-def normalise(scores, low, high, threshold):
-    numbers = [torch.tensor(number) for number in (low, high, threshold)]
-    return ZeroShotPostProcessor._normalize(torch.as_tensor(scores), *numbers)
+def batch_of(scores, maps=None, labels=None, masks=None):
+    """Make a batch whose maps and masks have one value an image."""
+    spread = lambda values: torch.tensor(values).float()[:, None, None].repeat(1, SIDE, SIDE)  # noqa: E731
+    return ImageBatch(
+        image=torch.zeros(len(scores), 3, SIDE, SIDE),
+        pred_score=torch.tensor(scores),
+        anomaly_map=spread(scores if maps is None else maps),
+        gt_label=None if labels is None else torch.tensor(labels),
+        gt_mask=None if masks is None else spread(masks),
+    )
+
+
+def validated(*batches, **settings):
+    post = ZeroShotPostProcessor(**settings)
+    validate(post, *batches)
+    return post
+
+
+def validate(post, *batches):
+    for batch in batches:
+        post.on_validation_batch_end(None, None, batch)
+    post.on_validation_epoch_end(None, None)
+
+
+def looked_at(post, scores):
+    """Return what the engine, and what an exported model, makes of scores."""
+    scores = torch.as_tensor(scores)
+    batch = ImageBatch(image=torch.zeros(len(scores), 3, 1, 1), pred_score=scores, anomaly_map=scores[:, None, None])
+    post.on_predict_batch_end(None, None, batch)
+    forward = post(InferenceBatch(pred_score=scores, anomaly_map=scores[:, None, None, None]))
+    for name in ("pred_score", "pred_label", "anomaly_map", "pred_mask"):
+        one, other = getattr(batch, name), getattr(forward, name)
+        if one is None or other is None:
+            assert one is other
+        else:
+            assert_close(torch.as_tensor(one).flatten(), other.flatten(), rtol=0, atol=0)
+    return forward
 
 
 def test_without_validation_scores_stay():
     maps, scores = torch.rand(3, 1, 4, 4), torch.tensor([0.2, 0.5, 0.7])
     found = ZeroShotPostProcessor()(InferenceBatch(pred_score=scores, anomaly_map=maps))
-    assert_close(found.pred_score, scores)
-    assert_close(found.anomaly_map, maps)
+    assert_close(found.pred_score, scores, rtol=0, atol=0)
+    assert_close(found.anomaly_map, maps, rtol=0, atol=0)
     assert found.pred_label.tolist() == [False, False, True]
     assert_close(found.pred_mask, maps > 0.5)
 
 
-def test_threshold_and_range_become_half_and_unit():
-    assert normalise([0.2, 0.35, 0.8, 0.85, 0.9], 0.2, 0.9, 0.8).tolist() == pytest.approx([0, 0.125, 0.5, 0.75, 1])
-    assert normalise([0.0, 1.0], 0.2, 0.9, 0.8).tolist() == [0, 1]
-    assert normalise([0.2, 0.4], 0.2, 0.4, float("nan")).tolist() == [0, 1]
-
-
-@given(st.lists(SCORES, min_size=2, max_size=9), st.data())
-def test_order_is_kept(scores, data):
-    threshold = data.draw(st.sampled_from(scores))
-    found = normalise(sorted(scores), min(scores), max(scores), threshold)
-    assert (found.diff() >= 0).all()
-    assert ((found >= 0) & (found <= 1)).all()
-    if are_distinct(scores):
-        assert_close(found > 0.5, torch.tensor(sorted(scores)) > threshold)
-
-
-def are_distinct(scores):
-    """Tell whether scores are either equal or far enough apart for float32."""
-    return (torch.tensor(sorted(set(scores))).diff() > 1e-4).all()
-
-
-def test_different_scores_stay_different_where_anomalib_merges_them():
-    scores = torch.linspace(0.1, 0.9, 50)
-    numbers = [torch.tensor(number) for number in (0.1, 0.9, 0.85)]
-    assert len(PostProcessor._normalize(scores, *numbers).unique()) < 50
-    assert len(ZeroShotPostProcessor._normalize(scores, *numbers).unique()) == 50
-
-
-def test_one_score_for_all():
-    found = normalise([0.3, 0.3], 0.3, 0.3, 0.3)
-    assert found[0] == found[1]
-    assert 0 <= found[0] <= 1
-
-
-def test_validation_takes_over():
-    post = ZeroShotPostProcessor()
-    batch = ImageBatch(
-        image=torch.rand(4, 3, 8, 8),
-        gt_label=torch.tensor([0, 0, 1, 1]),
-        gt_mask=torch.stack([torch.full((8, 8), float(i > 1)) for i in range(4)]),
-        pred_score=torch.tensor([0.1, 0.2, 0.6, 0.7]),
-        anomaly_map=torch.stack([torch.full((8, 8), 0.1 + 0.1 * i) for i in range(4)]),
-    )
-    post.on_validation_batch_end(None, None, batch)
-    post.on_validation_epoch_end(None, None)
-    assert post.image_threshold.item() == pytest.approx(0.6)
+def test_validation_sets_thresholds_and_ranges():
+    batch = batch_of([0.1, 0.2, 0.6, 0.7], [0.1, 0.2, 0.3, 0.4], [0, 0, 1, 1], [0, 0, 1, 1])
+    post = validated(batch)
+    assert post.image_threshold.item() == pytest.approx(0.4)
     assert (post.image_min.item(), post.image_max.item()) == pytest.approx((0.1, 0.7))
-    assert post.pixel_threshold.item() == pytest.approx(0.3)
+    assert post.pixel_threshold.item() == pytest.approx(0.25)
+    assert (post.pixel_min.item(), post.pixel_max.item()) == pytest.approx((0.1, 0.4))
 
 
-def test_arguments_are_those_of_anomalib():
-    post = ZeroShotPostProcessor(enable_normalization=False, image_sensitivity=0.7)
-    assert not post.enable_normalization
-    assert post.image_sensitivity == 0.7
+@given(
+    st.lists(st.tuples(SCORES, st.integers(0, 1)), min_size=1, max_size=6),
+    st.lists(SCORES, min_size=1, max_size=9),
+    st.floats(0, 1),
+)
+def test_labels_are_those_of_the_scores_before_normalization(validation, scores, sensitivity):
+    numbers, labels = zip(*validation, strict=True)
+    post = validated(batch_of(numbers, labels=labels), image_sensitivity=sensitivity)
+    scores = sorted(scores)
+    found = looked_at(post, scores)
+    assert (found.pred_score.diff() >= 0).all()
+    if sensitivity == 0.5:
+        assert_close(found.pred_label, torch.tensor(scores) > post.image_threshold)
+    cut = undo(1 - sensitivity, post.image_threshold.item(), post.image_min.item(), post.image_max.item())
+    for score, label in zip(scores, found.pred_label.tolist(), strict=True):
+        assert label == (score > cut) or abs(score - cut) < 2e-6
+
+
+def test_half_sensitivity_is_at_the_threshold():
+    post = validated(batch_of([0.1, 0.2, 0.6, 0.7], labels=[0, 0, 1, 1]))
+    threshold = post.image_threshold
+    up, down = (threshold.nextafter(torch.tensor(end)) for end in (1.0, 0.0))
+    assert looked_at(post, torch.stack([down, threshold, up])).pred_label.tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize(("sensitivity", "labels"), [(0, [0, 0, 0]), (0.2, [0, 0, 1]), (0.8, [0, 1, 1]), (1, [1] * 3)])
+def test_sensitivity_moves_the_threshold(sensitivity, labels):
+    post = validated(batch_of([0.1, 0.2, 0.6, 0.7], labels=[0, 0, 1, 1]), image_sensitivity=sensitivity)
+    assert looked_at(post, [0.15, 0.4, 0.7]).pred_label.int().tolist() == labels
+
+
+def test_the_image_at_the_best_f1_is_abnormal_in_any_batch():
+    post = validated(batch_of([0.3, 0.6], labels=[0, 1]))
+    found = looked_at(post, [0.3 - 1e-6, 0.3 + 1e-6, 0.6 - 1e-6, 0.6 + 1e-6])
+    assert found.pred_label.tolist() == [False, False, True, True]
+
+
+def test_no_normal_validation_image_is_abnormal_in_any_batch():
+    post = validated(batch_of([0.3, 0.6], labels=[0, 0], masks=[0, 0]))
+    found = looked_at(post, [0.6 - 1e-4, 0.6, 0.6 + 1e-4, 0.602])
+    assert found.pred_label.tolist() == found.pred_mask.flatten().tolist() == [False] * 3 + [True]
+
+
+@pytest.mark.parametrize("normalizing", [True, False])
+@pytest.mark.parametrize("labeling", [True, False])
+def test_each_half_can_be_disabled(normalizing, labeling):
+    batch = batch_of([0.1, 0.2, 0.6, 0.7], labels=[0, 0, 1, 1])
+    found = looked_at(
+        validated(batch, enable_normalization=normalizing, enable_thresholding=labeling), [0.1, 0.45, 0.7]
+    )
+    expected = (0.4 if labeling else 0.5) if normalizing else None
+    if normalizing:
+        numbers = torch.tensor([expected, 0.1, 0.7])
+        assert_close(found.pred_score, normalize(torch.tensor([0.1, 0.45, 0.7]), *numbers))
+    else:
+        assert found.pred_score.tolist() == pytest.approx([0.1, 0.45, 0.7])
+    # The threshold is 0.4 even where scores are returned as they were.
+    assert (found.pred_label.tolist() if labeling else found.pred_label) == ([False, True, True] if labeling else None)
+
+
+def test_labels_and_masks_of_the_model_stay():
+    batch = batch_of([0.2, 0.8])
+    batch.pred_label, batch.pred_mask = torch.tensor([True, False]), torch.ones(2, SIDE, SIDE, dtype=torch.bool)
+    ZeroShotPostProcessor().post_process_batch(batch)
+    assert batch.pred_label.tolist() == [True, False]
+    assert batch.pred_mask.all()
+
+
+def test_maps_alone_give_image_scores_and_nothing_is_an_error():
+    maps = torch.rand(2, 1, 4, 4)
+    found = ZeroShotPostProcessor()(InferenceBatch(anomaly_map=maps))
+    assert_close(found.pred_score.flatten(), maps.amax((1, 2, 3)))
+    scores_alone = ZeroShotPostProcessor()(InferenceBatch(pred_score=torch.tensor([0.7])))
+    assert scores_alone.pred_label.all()
+    assert scores_alone.pred_mask is None
+    with pytest.raises(ValueError, match=r"^predictions have neither pred_score nor anomaly_map; pass at least one"):
+        ZeroShotPostProcessor()(InferenceBatch())
+
+
+def test_matching_uses_the_image_threshold_for_pixels_without_masks():
+    batch = batch_of([0.1, 0.2, 0.6, 0.7], [0.2, 0.3, 0.8, 0.9], labels=[0, 0, 1, 1])
+    assert validated(batch).pixel_threshold == 0.5
+    matched = validated(batch, enable_threshold_matching=True)
+    assert matched.pixel_threshold == matched.image_threshold == pytest.approx(0.4)
+    # The range is that of the pixels.
+    assert matched.pixel_max.item() == pytest.approx(0.9)
+    assert ZeroShotPostProcessor(enable_threshold_matching=True).pixel_threshold == 0.5
+
+
+def test_matching_leaves_known_thresholds_alone():
+    batch = batch_of([0.1, 0.2, 0.6, 0.7], [0.1, 0.2, 0.3, 0.4], [0, 0, 1, 1], [0, 0, 1, 1])
+    assert validated(batch, enable_threshold_matching=True).pixel_threshold.item() == pytest.approx(0.25)
+    fixed = ZeroShotPostProcessor(enable_threshold_matching=True, pixel_threshold=0.7)
+    assert fixed.image_threshold.item() == fixed.pixel_threshold.item() == pytest.approx(0.7)
 
 
 def test_given_thresholds_become_half_whatever_validation_said():
-    processor = ZeroShotPostProcessor(image_threshold=0.6, pixel_threshold=0.8)
-    for threshold in (processor._image_threshold, processor._pixel_threshold):
-        threshold.fill_(0.3)
-    found = processor(InferenceBatch(pred_score=torch.tensor([0.59, 0.6, 0.61]), anomaly_map=torch.tensor([0.4, 0.9])))
-    assert found.pred_label.tolist() == [False, False, True]
-    assert found.pred_score[1] == 0.5
-    assert found.anomaly_map.tolist() == pytest.approx([0.25, 0.75])
-    assert found.pred_mask.tolist() == [False, True]
+    batch = batch_of([0.1, 0.2, 0.3, 0.4], labels=[0, 0, 1, 1], masks=[0, 0, 1, 1])
+    post = validated(batch, image_threshold=0.6, pixel_threshold=0.8)
+    found = looked_at(post, [0.59, 0.6, 0.61, 0.8, 0.81])
+    assert found.pred_label.tolist() == [False, False, True, True, True]
+    assert found.pred_mask.flatten().tolist() == [False, False, False, False, True]
+    assert found.pred_score[1] == found.anomaly_map.flatten()[3] == 0.5
 
 
-def test_given_thresholds_are_saved_and_win_over_saved_ones():
-    saved = ZeroShotPostProcessor(image_threshold=0.6).checkpoint_config()
-    for own, expected in ((None, 0.6), (0.7, 0.7)):
-        processor = ZeroShotPostProcessor(image_threshold=own)
-        processor.load_checkpoint_config(saved)
-        assert processor.image_threshold.item() == pytest.approx(expected)
-        assert processor.pixel_threshold.item() == 0.5
+def test_reset_forgets_validation_but_not_given_thresholds():
+    batch = batch_of([0.1, 0.2, 0.6, 0.7], labels=[0, 0, 1, 1], masks=[0, 0, 1, 1])
+    post = validated(batch, pixel_threshold=0.6)
+    # A run that was cut off leaves scores behind.
+    post.on_validation_batch_end(None, None, batch_of([0.9, 0.8], labels=[0, 1], masks=[0, 1]))
+    post.reset()
+    assert post.image_threshold == 0.5
+    assert post.pixel_threshold.item() == pytest.approx(0.6)
+    scores = torch.tensor([0.01, 0.4, 0.99])
+    assert_close(looked_at(post, scores).pred_score, scores, rtol=0, atol=0)
+    validate(post, batch)
+    assert post.image_threshold.item() == pytest.approx(0.4)
+    assert post.image_max.item() == pytest.approx(0.7)
 
 
-@pytest.mark.parametrize("name", ["image_threshold", "pixel_threshold"])
-@pytest.mark.parametrize("value", [-0.1, 0, 1, 1.5, float("nan")])
-def test_a_threshold_that_no_score_can_reach_is_refused(name, value):
-    with pytest.raises(ValueError, match=rf"^{name} is {value}, but scores lie between 0 and 1, so it must, too$"):
-        ZeroShotPostProcessor(**{name: value})
+FLAGS = ("enable_normalization", "enable_thresholding", "enable_threshold_matching")
+SENSITIVITIES = ("image_sensitivity", "pixel_sensitivity")
+THRESHOLDS = ("image_threshold", "pixel_threshold")
+NO_NUMBERS = (True, "0.5", "false", b"0.5", [0.5], (0.5,), {}, 0.5j, torch.tensor(0.5), np.array([0.5, 0.5]), object())
+OUTSIDE = (-0.1, 1.5, 10**400, float("nan"), float("inf"), np.float32("nan"))
+BAD = [
+    *((names, value, TypeError) for names in (SENSITIVITIES, THRESHOLDS) for value in NO_NUMBERS),
+    (SENSITIVITIES, None, TypeError),
+    *((FLAGS, value, TypeError) for value in (None, 0, 1, 0.0, "false", "True", b"", [], np.array([True, False]))),
+    *((names, value, ValueError) for names in (SENSITIVITIES, THRESHOLDS) for value in OUTSIDE),
+    # In float32 the last of these are 0 and 1.
+    *((THRESHOLDS, value, ValueError) for value in (0, 1, 0.0, 1.0, 1e-50, 1 - 1e-9)),
+]
+EXPECTED = {
+    (FLAGS, TypeError): r", but must be a bool; use True or False$",
+    (SENSITIVITIES, TypeError): r", but must be a number from 0 to 1; the default is 0\.5$",
+    (THRESHOLDS, TypeError): r", but must be a number between 0 and 1, or None for the threshold of the validation",
+    (SENSITIVITIES, ValueError): r", but must lie in \[0, 1\]; the default is 0\.5$",
+    (THRESHOLDS, ValueError): r", but must lie between 0 and 1, as scores do; leave it out to use 0\.5$",
+}
 
 
-def test_scores_above_those_of_a_normal_validation_set_keep_their_order():
-    found = normalise([0.1, 0.4, 0.6, 0.8], 0.1, 0.4, 0.4)
-    assert found.tolist() == pytest.approx([0, 0.5, 0.5 + 0.5 * 0.2 / 0.6, 0.5 + 0.5 * 0.4 / 0.6])
+@pytest.mark.parametrize(("names", "value", "kind"), BAD)
+def test_bad_settings_are_named(names, value, kind):
+    for name in names:
+        with pytest.raises(kind, match=f"^{name} is .+{EXPECTED[names, kind]}") as info:
+            ZeroShotPostProcessor(**{name: value})
+        assert "\n" not in str(info.value)
+        assert len(str(info.value)) < 200
+        with pytest.raises(kind, match=f"^the checkpoint's {name} is .+{EXPECTED[names, kind]}"):
+            ZeroShotPostProcessor().load_checkpoint_config({name: value})
+
+
+def test_messages_show_the_value():
+    for value, shown in [("false", "'false'"), (10**9, "1000000000"), (10**6000, "a huge int"), (float("nan"), "nan")]:
+        with pytest.raises((TypeError, ValueError), match=f"^image_sensitivity is {shown}, but must"):
+            ZeroShotPostProcessor(image_sensitivity=value)
+
+
+@pytest.mark.parametrize("value", [0.3, np.float32(0.3), np.float64(0.3), Fraction(3, 10)])
+def test_numbers_of_any_kind_become_floats(value):
+    post = ZeroShotPostProcessor(image_sensitivity=value, pixel_threshold=value)
+    for number in (post.image_sensitivity, post.fixed_pixel_threshold):
+        assert type(number) is float
+        assert number == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("value", [0, 1, np.int64(1), 1e-6])
+def test_sensitivities_may_be_at_their_ends(value):
+    assert ZeroShotPostProcessor(image_sensitivity=value).image_sensitivity == value
+
+
+GIVEN = {
+    "enable_normalization": False,
+    "enable_thresholding": False,
+    "enable_threshold_matching": True,
+    "image_sensitivity": 0.7,
+    "pixel_sensitivity": 0.8,
+    "image_threshold": 0.6,
+    "pixel_threshold": 0.4,
+}
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_settings_come_from_a_checkpoint_unless_they_are_given(name):
+    saved = ZeroShotPostProcessor(**GIVEN).checkpoint_config()
+    assert saved == GIVEN
+    default = ZeroShotPostProcessor()
+    default.load_checkpoint_config(saved)
+    assert default.checkpoint_config() == GIVEN
+    other = not GIVEN[name] if isinstance(GIVEN[name], bool) else 0.2
+    if name.startswith("enable"):
+        # A default cannot be told from nothing given, so the checkpoint has the default here.
+        saved, other = ZeroShotPostProcessor().checkpoint_config(), GIVEN[name]
+    given_one = ZeroShotPostProcessor(**{name: other})
+    given_one.load_checkpoint_config(saved)
+    assert given_one.checkpoint_config() == saved | {name: other}
+
+
+def test_a_second_checkpoint_replaces_the_first():
+    post = ZeroShotPostProcessor()
+    for value in (0.6, None, 0.7):
+        post.load_checkpoint_config(ZeroShotPostProcessor(image_threshold=value).checkpoint_config())
+        assert post.image_threshold.item() == pytest.approx(value or 0.5)
+
+
+def test_thresholds_of_a_run_are_in_the_state():
+    post = validated(batch_of([0.1, 0.2, 0.6, 0.7], labels=[0, 0, 1, 1]))
+    other = ZeroShotPostProcessor()
+    other.load_state_dict(post.state_dict())
+    scores = torch.linspace(0, 1, 20)
+    for one, two in zip(looked_at(post, scores), looked_at(other, scores), strict=True):
+        assert_close(one, two, rtol=0, atol=0)
+    copied = pickle.loads(pickle.dumps(post))  # noqa: S301, its own bytes
+    assert copied.image_threshold == post.image_threshold
+
+
+@pytest.mark.parametrize("value", [7.0, -1.0, float("inf")])
+def test_thresholds_of_another_scale_are_refused(value):
+    state = ZeroShotPostProcessor().state_dict()
+    for name in state:
+        said = rf"^the checkpoint's {name.lstrip('_')} is .+, but scores lie in \[0, 1\]"
+        with pytest.raises(ValueError, match=said):
+            ZeroShotPostProcessor().load_state_dict(state | {name: torch.tensor(value)})

@@ -6,7 +6,16 @@ from anomalib.data.transforms import ExportableCenterCrop
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
-from torchvision.transforms.v2 import CenterCrop, Compose, InterpolationMode, Normalize, Resize
+from torchvision.transforms.v2 import (
+    CenterCrop,
+    ColorJitter,
+    Compose,
+    InterpolationMode,
+    Lambda,
+    Normalize,
+    RandomHorizontalFlip,
+    Resize,
+)
 from torchvision.transforms.v2.functional import resize
 
 from anovl_plugin.components.pre_processor import AntialiasedPreProcessor, MatrixResize, resize_matrix
@@ -60,6 +69,44 @@ def test_other_resizing_is_left_to_anomalib(resizing):
     pre_processor, images = AntialiasedPreProcessor(resizing), torch.rand(1, 3, 8, 8)
     assert isinstance(pre_processor.export_transform, Resize)
     assert torch.equal(pre_processor(images), images)
+
+
+def test_a_transform_can_be_set_later():
+    pre_processor, images = AntialiasedPreProcessor(), torch.rand(1, 3, 30, 20)
+    transform = Compose([Resize([8, 8]), Normalize([0.5] * 3, [0.2] * 3)])
+    pre_processor.set_transform(transform)
+    assert pre_processor.transform is transform
+    assert_close(pre_processor(images), transform(images), rtol=0, atol=1e-5)
+    pre_processor.set_transform(None)
+    assert pre_processor(images) is images
+
+
+@pytest.mark.parametrize(
+    ("transform", "name"),
+    [
+        (RandomHorizontalFlip(), "RandomHorizontalFlip"),
+        (Compose([Resize([8, 8]), Compose([RandomHorizontalFlip(), ColorJitter()])]), "RandomHorizontalFlip"),
+        (Lambda(torch.flip), "Lambda"),
+    ],
+)
+def test_a_transform_that_cannot_be_saved_is_asked_for(transform, name):
+    config = AntialiasedPreProcessor(transform).checkpoint_config()
+    assert config == {"transform": None, "unsaved": name}
+    default = AntialiasedPreProcessor()
+    default.set_transform(Resize([8, 8]))
+    with pytest.raises(ValueError, match=rf"^the checkpoint .* cannot be saved \({name}\); pass the same"):
+        default.load_checkpoint_config(config)
+    again = AntialiasedPreProcessor(transform)
+    again.load_checkpoint_config(config)
+    assert again.transform is transform
+
+
+def test_a_checkpoint_without_a_transform_has_none():
+    config = AntialiasedPreProcessor().checkpoint_config()
+    assert config == {"transform": None}
+    loaded = AntialiasedPreProcessor(Resize([8, 8]))
+    loaded.load_checkpoint_config(config)
+    assert loaded.transform is loaded.export_transform is None
 
 
 def test_no_transform():

@@ -1,4 +1,4 @@
-"""Large demo images: what is on them, and that tiles find it."""
+"""Large demo images: what they show, and that tiles find it."""
 
 import numpy as np
 import pytest
@@ -6,11 +6,20 @@ import torch
 from skimage import data
 
 from anovl_plugin import AnoVL
-from anovl_plugin.demo.studies.large import DIAMETER, HEIGHT, SURFACES, WIDTH, LargeImage, find, make_image, peak_is_on
+from anovl_plugin.demo.studies.large import (
+    DIAMETER,
+    HEIGHT,
+    SURFACES,
+    WIDTH,
+    LargeImage,
+    make_image,
+    map_of,
+    peak_is_on,
+)
 
 
 @pytest.mark.parametrize("surface", SURFACES)
-def test_an_image_is_a_photograph_with_one_small_hole(surface):
+def test_image_is_a_photograph_with_one_small_hole(surface):
     image = make_image(surface, 0)
     assert image.pixels.shape == (HEIGHT, WIDTH, 3)
     assert image.pixels.dtype == np.float32
@@ -26,7 +35,7 @@ def test_images_are_always_the_same_and_differ_by_seed():
     assert not np.array_equal(first.mask, other.mask)
 
 
-def test_a_peak_on_the_hole_is_told_from_one_beside_it():
+def test_peak_on_the_hole_is_distinguished_from_one_beside_it():
     mask = np.zeros((HEIGHT, WIDTH), dtype=bool)
     mask[400:440, 800:840] = True
     anomaly_map = torch.zeros(HEIGHT // 4, WIDTH // 4)
@@ -39,8 +48,8 @@ def test_a_peak_on_the_hole_is_told_from_one_beside_it():
 def test_tiles_find_what_the_resized_image_does_not_show():
     image = make_image("brick", 0)
     found = {}
-    for tiling in (None, 8):
-        model = AnoVL("anovl-demo", class_name="brick", domain="texture", tiles_per_side=tiling)
+    for count in (None, 8):
+        model = AnoVL("anovl-demo", class_name="brick", domain="texture", tiles_per_side=count)
         model.build_text_bank()
-        found[tiling] = peak_is_on(find(model, LargeImage(*image)), image.mask)
+        found[count] = peak_is_on(map_of(model, LargeImage(*image)), image.mask)
     assert found == {None: False, 8: True}

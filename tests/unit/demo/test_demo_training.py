@@ -1,4 +1,4 @@
-"""How the CLIP of the package is trained."""
+"""Training of the package's CLIP."""
 
 import math
 import shutil
@@ -34,13 +34,13 @@ SETTINGS = {"steps": 3, "images": 24, "batch": 2, "learning_rate": 1e-3, "seed":
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Train for a few steps and give the folder with data, checkpoint and weights."""
+    """Train for a few steps and return the folder with data, checkpoint and weights."""
     folder = tmp_path_factory.mktemp("training")
     train(folder / "demo.safetensors", folder, **SETTINGS)
     return folder
 
 
-def test_weights_load(trained):
+def test_open_clip_loads_the_weights(trained):
     clip = open_clip.create_model(DEMO_BACKBONE, pretrained=str(trained / "demo.safetensors"))
     assert clip.logit_scale.exp().item() == pytest.approx(SCALE, rel=1e-3)
     assert clip.encode_image(torch.rand(1, 3, 96, 96)).shape == (1, 96)
@@ -48,7 +48,7 @@ def test_weights_load(trained):
     assert 100 < used.sum() < 1000
 
 
-def test_made_images_are_kept(trained):
+def test_images_are_stored(trained):
     surfaces = Surfaces(*torch.load(trained / "surfaces-24-3.pt"))
     assert surfaces.images.shape == (24, 3, 96, 96)
     for index in (0, 23):
@@ -78,8 +78,8 @@ def test_resumed_run_equals_unbroken_run(trained, tmp_path, monkeypatch):
     assert_close(resumed, unbroken, rtol=0, atol=0)
 
 
-def test_checkpoint_of_another_run_is_refused(trained):
-    with pytest.raises(ValueError, match=r"was left by a run with .* repeat these, or choose another work folder"):
+def test_checkpoint_of_other_settings_is_an_error(trained):
+    with pytest.raises(ValueError, match=r"is from a run with .*; use the same settings, or another work folder"):
         train(trained / "demo.safetensors", trained, **(SETTINGS | {"steps": 9}))
 
 
@@ -89,7 +89,7 @@ def test_finished_run_writes_its_weights_again(trained):
     assert_close(load_file(trained / "again.safetensors"), weights, rtol=0, atol=0)
 
 
-def test_make_image():
+def test_make_image_depends_on_the_seed_alone():
     image, mask, family = make_image((1, 2), 48)
     assert (image.dtype, image.shape, mask.shape) == (np.uint8, (48, 48, 3), (48, 48))
     assert set(np.unique(mask)) <= {0, 1}
@@ -100,7 +100,7 @@ def test_make_image():
     assert not np.array_equal(make_image((1, 3), 48)[0], image)
 
 
-def test_state_loss():
+def test_state_loss_is_a_weighted_cross_entropy_of_the_probabilities():
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(2, 5, 7, generator=generator)
     states = F.normalize(torch.randn(2, 2, 7, generator=generator), dim=-1)
@@ -118,7 +118,7 @@ def test_state_loss():
     assert state_loss(features, states, target, 3.0).item() == pytest.approx(total / weights, rel=1e-4)
 
 
-def test_class_loss():
+def test_class_loss_is_a_cross_entropy_over_the_nouns():
     generator = torch.Generator().manual_seed(1)
     image = torch.randn(4, 6, generator=generator)
     states = F.normalize(torch.randn(3, 2, 6, generator=generator), dim=-1)
@@ -131,7 +131,7 @@ def test_class_loss():
     assert class_loss(image, states, families, own).item() == pytest.approx(sum(losses) / 3, rel=1e-4)
 
 
-def test_class_loss_without_nouns():
+def test_class_loss_without_nouns_is_zero_and_has_no_gradient():
     image = torch.randn(2, 6, requires_grad=True)
     loss = class_loss(image, torch.randn(3, 2, 6), torch.tensor([0, 1]), torch.zeros(3, dtype=torch.bool))
     loss.backward()
@@ -139,7 +139,7 @@ def test_class_loss_without_nouns():
     assert not image.grad.any()
 
 
-def test_patch_targets():
+def test_patch_targets_follow_the_share_that_a_defect_covers():
     masks = torch.zeros(2, 12, 12, dtype=torch.uint8)
     masks[0, 0, 0] = 1
     masks[0, 4:8, 4:7] = 1
@@ -151,7 +151,7 @@ def test_patch_targets():
         assert found[image, 3 * row + column] == (1 if share >= 1 / 6 else -1 if share > 0 else 0)
 
 
-def test_captions():
+def test_captions_are_in_both_states_of_every_family():
     sentences, own = draw_captions(np.random.default_rng(0), per_state=2)
     assert own.shape == (len(FAMILIES),)
     assert len(sentences) == len(FAMILIES) * 2 * 2
@@ -167,7 +167,7 @@ STATES = (NORMAL_STATES, ABNORMAL_STATES)
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_augmentation_turns_masks_along(seed):
+def test_augmentation_rotates_masks_with_images(seed):
     masks = torch.zeros(4, 16, 16, dtype=torch.uint8)
     masks[:, 2:6, 3:12] = 1
     surfaces = Surfaces((60 + 120 * masks)[:, None].expand(-1, 3, -1, -1), masks, torch.zeros(4, dtype=torch.long))
@@ -178,7 +178,7 @@ def test_augmentation_turns_masks_along(seed):
     assert_close(brightness > middle[:, None, None], turned.bool())
 
 
-def test_used_tokens():
+def test_used_tokens_are_embedded_as_by_the_whole_embedding():
     embedding, used = nn.Embedding(10, 3), torch.tensor([1, 4, 7])
     short = UsedTokens(embedding, used)
     tokens = torch.tensor([[1, 7], [4, 4]])

@@ -1,4 +1,4 @@
-"""The report: what it reads, which result counts, how it names models, and what it shows for what is missing."""
+"""The report: what it reads, which result counts, how it names models, and how it shows missing values."""
 
 import os
 import re
@@ -20,7 +20,7 @@ OLD, NEW = "2026-01-31-23_59_59", "2026-02-01-00_00_00"
 
 
 def run_of(model="AnoVL", category="brick", auroc=0.9, **more):
-    """Make a line of the pipeline's CSV."""
+    """Return a line of the pipeline's CSV."""
     return {
         "model.class_path": f"anovl_plugin.benchmark.Benchmark{model}",
         "data.class_path": "MVTecAD",
@@ -34,7 +34,7 @@ def run_of(model="AnoVL", category="brick", auroc=0.9, **more):
 
 @pytest.fixture
 def write(tmp_path):
-    """Give a function that writes lines as the pipeline does, and gives the path."""
+    """Return a function that writes lines as the pipeline does, and returns the path."""
 
     def write_runs(*lines, when=OLD):
         path = tmp_path / "benchmark" / when / "results.csv"
@@ -46,7 +46,7 @@ def write(tmp_path):
 
 
 def rows_of(results, measure=AUROC):
-    """Give the table of a measure: the texts of each row by its name, what is best in stars."""
+    """Return the table of a measure: the texts of each row by its name, with stars around the best."""
     (grid,) = [grid for grid in make_grids(results) if grid.title == measure.title]
     return {name: [f"*{cell.text}*" if cell.best else cell.text for cell in cells] for name, cells in grid.rows}
 
@@ -73,7 +73,7 @@ def test_equal_figures_are_both_the_best_and_a_single_one_is_not(write):
     assert rows_of(results)["wood"] == ["–", "90.0"]
 
 
-def test_missing_runs_are_no_zeros_and_their_mean_is_marked(write):
+def test_missing_runs_are_dashes_and_their_mean_is_marked(write):
     results = read_results([write(run_of(), run_of("WinClip", "wood", 0.7), run_of("WinClip", "brick", 0.6))])
     assert rows_of(results) == {"brick": ["*90.0*", "60.0"], "wood": ["–", "70.0"], "mean of 2": ["90.0*", "65.0"]}
     text = to_markdown("MVTecAD", list(make_grids(results)))
@@ -121,7 +121,7 @@ def test_folders_are_rows_by_their_names(write):
 
 
 def settings(**values):
-    """Make runs of one class from the values of its arguments."""
+    """Return runs of one class from the values of its arguments."""
     frame = pd.DataFrame({f"model.init_args.{name}": column for name, column in values.items()}, dtype=object)
     return frame.assign(**{"model.class_path": "anovl_plugin.benchmark.BenchmarkAnoVL"})
 
@@ -129,7 +129,7 @@ def settings(**values):
 LABELS = {
     "nothing differs": (settings(backbone=["a", "a"]), ["AnoVL", "AnoVL"]),
     "adaptation": (
-        settings(image_score=GlobalScore([None, "paper"]), adaptation=[None, "anovl_plugin.TextAdapter"]),
+        settings(image_views=[None, "paper"], adaptation=[None, "anovl_plugin.TextAdapter"]),
         ["AnoVL", "AnoVL, paper, TextAdapter"],
     ),
     "numbers": (settings(image_size=["240.0", "480.0"]), ["AnoVL, image_size 240", "AnoVL, image_size 480"]),
@@ -141,7 +141,7 @@ LABELS = {
 
 
 @pytest.mark.parametrize("name", LABELS)
-def test_label_tells_models_apart(name):
+def test_labels_distinguish_models(name):
     runs, labels = LABELS[name]
     assert label_models(runs).tolist() == labels
 
@@ -159,22 +159,25 @@ def test_seeds_are_different_runs(write):
 
 
 HEADER = ",".join(run_of())
-BAD = {
+UNUSABLE = {
     "absent": (None, r"results.csv: cannot be read \(No such file or directory\)"),
     "empty": (b"", "results.csv: is empty"),
-    "binary": (b"\x89PNG\xff\xfe", "results.csv: is no CSV file"),
-    "ragged": (b"a,b\n1,2\n1,2,3,4\n", "results.csv: is no CSV file"),
-    "other": (b"a,b\n1,2\n", "is no result of anomalib's benchmark: no column model.class_path"),
+    "binary": (b"\x89PNG\xff\xfe", "results.csv: is not a CSV file"),
+    "ragged": (b"a,b\n1,2\n1,2,3,4\n", "results.csv: is not a CSV file"),
+    "other": (b"a,b\n1,2\n", "is not a result of anomalib's benchmark: no column model.class_path"),
     "no-data": (b"model.class_path,image_AUROC\nA,1\n", "no column data.class_path"),
-    "no-metric": (b"model.class_path,data.class_path\nA,B\n", "no metric known here"),
-    "header": (HEADER.encode(), "results.csv: holds no results"),
-    "words": (f"{HEADER}\nA,B,brick,good,1,1\n".encode(), "column image_AUROC holds something that is no number"),
+    "no-metric": (
+        b"model.class_path,data.class_path\nA,B\n",
+        "is not a result of anomalib's benchmark: no metric that the report knows",
+    ),
+    "header": (HEADER.encode(), "results.csv: has no results"),
+    "words": (f"{HEADER}\nA,B,brick,good,1,1\n".encode(), "column image_AUROC has a value that is not a number"),
 }
 
 
-@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize("name", UNUSABLE)
 def test_bad_input_is_one_line_and_status_2(name, tmp_path, capsys):
-    content, message = BAD[name]
+    content, message = UNUSABLE[name]
     path = tmp_path / "results.csv"
     if content is not None:
         path.write_bytes(content)
@@ -188,13 +191,12 @@ def test_bad_input_is_one_line_and_status_2(name, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_directory_is_refused(tmp_path):
+def test_directory_is_an_error(tmp_path):
     with pytest.raises(ReportError, match=r"cannot be read \(Is a directory\)"):
         read_results([tmp_path])
 
 
-def test_program(write, tmp_path):
-    """As a user runs it, with more models than fit side by side into 80 columns."""
+def test_program_prints_more_models_than_fit_into_the_terminal_and_writes_files(write, tmp_path):
     lines = [run_of(f"Model{number}", category) for number in range(9) for category in ("brick", "metal_nut [old]")]
     command = [sys.executable, "-m", "anovl_plugin.report", write(*lines), "--out", tmp_path / "out"]
     environment = {**os.environ, "COLUMNS": "80"}
@@ -210,7 +212,7 @@ def test_program(write, tmp_path):
     assert all(name in done.stdout for name in written)
 
 
-def test_nothing_is_cut_off_in_a_terminal(write):
+def test_long_names_are_not_truncated_in_a_terminal(write):
     lines = [run_of(adaptation, **{"model.init_args.a": name}) for adaptation in "AB" for name in ("long_" * 9, None)]
     console = Console(width=40, record=True, file=open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123
     for grid in make_grids(read_results([write(*lines)])):
@@ -220,7 +222,7 @@ def test_nothing_is_cut_off_in_a_terminal(write):
     assert re.sub(r"\s", "", text).count("long_") > 9
 
 
-def test_wide_table_is_in_percent_and_leaves_the_missing_empty(write):
+def test_wide_table_is_in_percent_with_empty_cells_for_missing_values(write):
     results = read_results([write(run_of(auroc=0.9251), run_of("WinClip", "wood", 0.7), run_of("WinClip", auroc=0.5))])
     table = to_wide(results)
     assert list(table.index) == ["brick", "wood", "mean"]
@@ -232,12 +234,12 @@ def test_wide_table_is_in_percent_and_leaves_the_missing_empty(write):
 
 @pytest.fixture
 def drawn(write):
-    """Give results of three models, of which one lacks a category."""
+    """Return results of three models, one of which lacks a category."""
     lines = [run_of(model, category) for model in ("AnoVL", "WinClip") for category in ("brick", "wood")]
     return read_results([write(*lines, run_of("Patchcore", "wood", 0.75, seconds_per_image=0.5))])
 
 
-def test_plot_of_speed(drawn):
+def test_plot_of_speed_has_a_marker_for_each_model(drawn):
     figure = draw_speed("MVTecAD", drawn)
     assert len(figure.axes) == len(SHOWN)
     for axes, accuracy in zip(figure.axes, (75, 65), strict=True):
@@ -250,7 +252,7 @@ def test_plot_of_speed(drawn):
         np.testing.assert_allclose([*partial.get_xdata(), *partial.get_ydata()], [0.5, accuracy])
 
 
-def test_plot_of_categories(drawn):
+def test_plot_of_categories_has_a_bar_or_a_dash_for_each_result(drawn):
     figure = draw_categories("MVTecAD", drawn)
     for axes, measure in zip(figure.axes, SHOWN, strict=True):
         assert axes.get_ylabel() == measure.title
@@ -261,7 +263,7 @@ def test_plot_of_categories(drawn):
     assert [label.get_text() for label in figure.axes[-1].get_xticklabels()] == ["brick", "wood"]
 
 
-def test_nothing_is_drawn_of_what_was_not_measured(write):
+def test_values_that_were_not_measured_are_not_drawn(write):
     results = read_results([write(run_of(seconds_per_image=None, image_AUROC=None, pixel_AUROC=None, setup_seconds=1))])
     assert draw_speed("MVTecAD", results) is None
     assert draw_categories("MVTecAD", results) is None

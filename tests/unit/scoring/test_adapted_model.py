@@ -9,11 +9,12 @@ from anomalib.models import get_model
 from torch.testing import assert_close
 
 from anovl_plugin import AnoVL, AnoVLModel, LinearAdapter, TextAdapter
-from anovl_plugin.scoring.scores import map_score
+from anovl_plugin.scoring.image_score import CombinedScore, GlobalScore, MapScore
+from anovl_plugin.scoring.scores import map_score, to_probability
 from tests.helpers import reference, reference_adaptation, trees
+from tests.helpers.adaptations import Center
 from tests.helpers.runs import assert_same, quiet_engine, run_predict, run_test
 from tests.integration.test_documentation import run
-from tests.unit.scoring.test_adaptation import Center
 
 WITHIN = {"atol": 1e-5, "rtol": 0}
 KINDS = {"text": TextAdapter, "linear": LinearAdapter}
@@ -32,7 +33,7 @@ def make(source):
     """Give a function that makes a model of tiny size without pictures."""
 
     def make_model(**options: object) -> AnoVL:
-        return AnoVL(*source, **{"visualizer": False, **options})
+        return AnoVL(source[0], pretrained=source[1], **{"visualizer": False, **options})
 
     return make_model
 
@@ -74,7 +75,7 @@ def reference_map(kind, source, images, class_name, **options):
 @pytest.mark.parametrize("options", [{}, {"steps": 2, "seed": 3}], ids=str)
 def test_map_equals_the_reference(kind, options, source):
     images = images_for(2)
-    result = AnoVLModel(*source, class_name="bottle", adaptation=KINDS[kind](**options))(images)
+    result = AnoVLModel(source[0], pretrained=source[1], class_name="bottle", adaptation=KINDS[kind](**options))(images)
     expected = reference_map(kind, source, images, "bottle", **options)
     assert result.anomaly_map.dtype == torch.float32
     assert_close(result.anomaly_map, expected.float(), **WITHIN)
@@ -83,33 +84,33 @@ def test_map_equals_the_reference(kind, options, source):
 @both
 def test_map_changes_and_score_does_not(kind, source):
     images = images_for(3)
-    plain = AnoVLModel(*source, class_name="bottle")(images)
-    adapted = AnoVLModel(*source, class_name="bottle", adaptation=KINDS[kind]())(images)
+    plain = AnoVLModel(source[0], pretrained=source[1], class_name="bottle")(images)
+    adapted = AnoVLModel(source[0], pretrained=source[1], class_name="bottle", adaptation=KINDS[kind]())(images)
     assert torch.equal(adapted.pred_score, plain.pred_score)
     changes = (adapted.anomaly_map - plain.anomaly_map).abs().flatten(1).max(1).values
     assert (changes > 1e-3).all()
 
 
 def test_views_of_an_image_are_not_adapted(source):
-    images, options = images_for(2), {"image_views": ["image", "flip"]}
-    plain = AnoVLModel(*source, class_name="bottle", **options)(images)
-    adapted = AnoVLModel(*source, class_name="bottle", adaptation=STRONG, **options)(images)
+    images, options = images_for(2), {"image_score": GlobalScore(["image", "flip"])}
+    plain = AnoVLModel(source[0], pretrained=source[1], class_name="bottle", **options)(images)
+    adapted = AnoVLModel(source[0], pretrained=source[1], class_name="bottle", adaptation=STRONG, **options)(images)
     assert torch.equal(adapted.pred_score, plain.pred_score)
 
 
 @both
-@pytest.mark.parametrize("image_score", ["map", "both"])
+@pytest.mark.parametrize("image_score", [MapScore(0.1), CombinedScore(top_fraction=0.1)])
 def test_a_score_of_the_map_is_that_of_the_adapted_map(kind, image_score, source):
-    images, options = images_for(3), {"image_score": image_score, "top_fraction": 0.1}
-    plain = AnoVLModel(*source, class_name="bottle", **options)(images)
-    model = AnoVLModel(*source, class_name="bottle", adaptation=KINDS[kind](), **options)
+    images, options = images_for(3), {"image_score": image_score}
+    plain = AnoVLModel(source[0], pretrained=source[1], class_name="bottle", **options)(images)
+    model = AnoVLModel(source[0], pretrained=source[1], class_name="bottle", adaptation=KINDS[kind](), **options)
     adapted = model(images)
     assert (adapted.pred_score - plain.pred_score).abs().max() > 1e-4
     # Back from what is shown to margins.
     offsets = adapted.anomaly_map.double() - 0.5
     score = map_score(model.temperature * 2 * offsets / (1 - 2 * offsets.abs()), 0.1)
-    if image_score == "both":
-        itself = AnoVLModel(*source, class_name="bottle")(images).pred_score.double() - 0.5
+    if isinstance(image_score, CombinedScore):
+        itself = AnoVLModel(source[0], pretrained=source[1], class_name="bottle")(images).pred_score.double() - 0.5
         score = (score + model.temperature * 2 * itself / (1 - 2 * itself.abs())) / 2
     assert_close(adapted.pred_score, to_probability(score, model.temperature).float(), **WITHIN)
 
@@ -117,7 +118,7 @@ def test_a_score_of_the_map_is_that_of_the_adapted_map(kind, image_score, source
 def test_a_users_own_adaptation_reaches_the_map(source):
     images = images_for(2)
     plain, none, half = (
-        AnoVLModel(*source, class_name="bottle", adaptation=each)(images).anomaly_map
+        AnoVLModel(source[0], pretrained=source[1], class_name="bottle", adaptation=each)(images).anomaly_map
         for each in (None, Center(0.0), Center(0.5))
     )
     assert torch.equal(plain, none)
@@ -126,15 +127,15 @@ def test_a_users_own_adaptation_reaches_the_map(source):
 
 @both
 def test_a_class_set_up_in_inference_mode_can_be_adapted_to(kind, source):
-    model = AnoVLModel(*source, adaptation=KINDS[kind]())
+    model = AnoVLModel(source[0], pretrained=source[1], adaptation=KINDS[kind]())
     with torch.inference_mode():
-        model.setup("bottle")
+        model.build_text_bank("bottle")
         inside = model(images_for(2))
     # So that a checkpoint can be loaded into it afterwards.
     assert not model.text_bank.state_embeddings.is_inference()
     outside, plain = (
         model(images_for(2)),
-        AnoVLModel(*source, class_name="bottle", adaptation=KINDS[kind]())(images_for(2)),
+        AnoVLModel(source[0], pretrained=source[1], class_name="bottle", adaptation=KINDS[kind]())(images_for(2)),
     )
     assert torch.equal(inside.anomaly_map, plain.anomaly_map)
     assert torch.equal(outside.anomaly_map, plain.anomaly_map)
@@ -144,16 +145,22 @@ def test_a_class_set_up_in_inference_mode_can_be_adapted_to(kind, source):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_model_in_half_precision_adapts_in_float32(kind, dtype, source):
     images = images_for(2)
-    full = AnoVLModel(*source, class_name="bottle", adaptation=KINDS[kind]())(images).anomaly_map
-    half = AnoVLModel(*source, class_name="bottle", adaptation=KINDS[kind]()).to(dtype)(images.to(dtype)).anomaly_map
+    full = AnoVLModel(source[0], pretrained=source[1], class_name="bottle", adaptation=KINDS[kind]())(
+        images
+    ).anomaly_map
+    half = (
+        AnoVLModel(source[0], pretrained=source[1], class_name="bottle", adaptation=KINDS[kind]())
+        .to(dtype)(images.to(dtype))
+        .anomaly_map
+    )
     assert half.dtype == torch.float32
     assert_close(half, full, atol=2e-2, rtol=0)
 
 
 def test_an_image_that_cannot_be_adapted_gets_its_plain_map(source):
     images = images_for(3)
-    expected = AnoVLModel(*source, class_name="bottle")(images)
-    model = AnoVLModel(*source, class_name="bottle", adaptation=Center(float("inf")))
+    expected = AnoVLModel(source[0], pretrained=source[1], class_name="bottle")(images)
+    model = AnoVLModel(source[0], pretrained=source[1], class_name="bottle", adaptation=Center(float("inf")))
     message = r"^the adaptation of 3 of 3 images is not finite; their maps are training-free$"
     with pytest.warns(RuntimeWarning, match=message):
         result = model(images)
@@ -226,7 +233,7 @@ def test_precisions(precision, make, bare, full_precision, tmp_path):
 
 
 def test_a_graph_cannot_hold_an_adaptation(make, tmp_path):
-    message = r"^a graph cannot hold the adaptation TextAdapter; export the training-free model, without adaptation"
+    message = r"^the adaptation TextAdapter cannot be exported to a graph; export the training-free"
     for export in (AnoVL.to_onnx, AnoVL.to_openvino):
         with pytest.raises(ValueError, match=message):
             export(make(class_name="bolt", adaptation=TextAdapter()), tmp_path)
@@ -268,12 +275,12 @@ def test_get_model_takes_the_adaptation_with_the_other_arguments(source):
     [
         (
             "Nope",
-            r"^adaptation is 'Nope', but must be the class path of an Adaptation, such as anovl_plugin.TextAdapter$",
+            r"^adaptation is 'Nope', but no imported class has that name; try LinearAdapter, TextAdapter, or the cl",
         ),
-        ({"class_path": "TextAdapter", "init_args": {"pace": 2}}, r"^TextAdapter does not take the arguments .*pace"),
+        ({"class_path": "TextAdapter", "init_args": {"pace": 2}}, r"^adaptation: TextAdapter does not accept .*pace"),
         (
             {"class_path": "TextAdapter", "init_args": {"steps": 0}},
-            r"^steps of TextAdapter is 0, but must be a whole number of at least 1$",
+            r"^adaptation: TextAdapter does not accept .*: steps of TextAdapter is 0, but must be a whole number of",
         ),
     ],
     ids=str,

@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from anovl_plugin.scoring.scores import abnormality_margin, margin_map
+from anovl_plugin.scoring.scores import abnormality_margin, margin_map, to_probability
 from tests.helpers import reference
 
 GRIDS = [((4, 4), (32, 32)), ((2, 3), (32, 48)), ((1, 5), (8, 33)), ((3, 1), (24, 8)), ((15, 15), (40, 50))]
@@ -85,7 +85,7 @@ def test_a_constant_map_stays_constant():
 
 
 @pytest.mark.parametrize("unit", [0.01, 0.07, 1.0])
-def test_spread_is_the_formula(unit):
+def test_probabilities_are_the_formula(unit):
     margins = noise(200) * 0.1
     expected = [0.5 + m / (2 * (abs(m) + unit)) for m in margins.tolist()]
     assert_close(to_probability(margins, unit).double(), torch.tensor(expected, dtype=torch.float64), atol=1e-6, rtol=0)
@@ -93,7 +93,7 @@ def test_spread_is_the_formula(unit):
 
 @settings(max_examples=10, deadline=None)
 @given(steps=st.lists(st.integers(-100_000, 100_000), min_size=2, max_size=200, unique=True))
-def test_spread_is_strictly_increasing(steps):
+def test_probabilities_are_strictly_increasing(steps):
     margins = torch.tensor(sorted(steps), dtype=torch.float64).div(1e6).float()
     assert (to_probability(margins, 0.01).diff() > 0).all()
     assert (to_probability(margins.double(), 0.01).diff() > 0).all()
@@ -144,6 +144,6 @@ def test_patches_that_do_not_fill_the_grid_are_refused(number):
 
 
 @pytest.mark.parametrize("unit", [0, 0.0, -0.01])
-def test_a_unit_that_is_not_positive_is_refused(unit):
-    with pytest.raises(ValueError, match=rf"^unit is {unit}, but must be above 0$"):
+def test_a_temperature_that_is_not_positive_is_an_error(unit):
+    with pytest.raises(ValueError, match=rf"^temperature is {unit}, but must be a finite number above 0$"):
         to_probability(torch.zeros(1), unit)

@@ -1,4 +1,4 @@
-"""The text bank against the slow reference, and what neither a cut context nor a cast may change."""
+"""The text bank against the slow reference, and what no cast may change."""
 
 from copy import deepcopy
 
@@ -7,13 +7,13 @@ import torch
 from torch.testing import assert_close
 
 from anovl_plugin.text.prompts import prompt_ensemble
-from anovl_plugin.text.text_bank import TextBank, TextTower, state_embedding
+from anovl_plugin.text.text_bank import TextBank, hash_prompts, state_embedding
+from anovl_plugin.text.text_tower import TextTower
 from anovl_plugin.vision.backbone import load_backbone
-from tests.conftest import TINY
 from tests.helpers import reference
+from tests.helpers.architectures import TINY
 
 WITHIN = {"atol": 1e-5, "rtol": 0}
-PROMPTS = ["a photo", "an industrial photo of a normal metal_nut without flaw for visual inspection", "rust", ""]
 CASTS = {
     "half": lambda module: module.half(),
     "bfloat16": lambda module: module.bfloat16(),
@@ -43,15 +43,15 @@ def square_tower(weights_of):
 
 @pytest.fixture(scope="module")
 def filled(square_tower):
-    bank = TextBank(24, 924)
-    bank.build(square_tower, prompt_ensemble("bottle"))
+    bank = TextBank()
+    bank.build(square_tower, "bottle")
     return bank
 
 
 def test_bank_equals_the_reference(name, tower, weights_of):
     states, prompts = reference.text_bank(name, weights_of(name), "bottle")
-    bank = TextBank(states.shape[1], 924)
-    bank.build(tower, prompt_ensemble("bottle"))
+    bank = TextBank()
+    bank.build(tower, "bottle")
     assert bank.state_embeddings.shape == (2, states.shape[1])
     assert bank.prompt_embeddings.shape == (924, states.shape[1])
     assert_close(bank.state_embeddings, states.float(), **WITHIN)
@@ -61,8 +61,8 @@ def test_bank_equals_the_reference(name, tower, weights_of):
 @pytest.mark.parametrize(("class_name", "domain"), [("leather", "auto"), ("metal_nut", "texture")])
 def test_bank_of_other_classes_equals_the_reference(square_tower, weights_of, class_name, domain):
     states, prompts = reference.text_bank("tiny-square", weights_of("tiny-square"), class_name, domain)
-    bank = TextBank(24, 924)
-    bank.build(square_tower, prompt_ensemble(class_name, domain))
+    bank = TextBank()
+    bank.build(square_tower, class_name, domain)
     assert_close(bank.state_embeddings, states.float(), **WITHIN)
     assert_close(bank.prompt_embeddings, prompts.float(), **WITHIN)
 
@@ -75,49 +75,7 @@ def test_rows_are_unit_vectors_normal_first(filled, square_tower):
     assert_close(filled.prompt_embeddings[[0, 462]], first / first.norm(dim=-1, keepdim=True), **WITHIN)
 
 
-def test_truncate_context_gives_what_the_full_one_gives(tower):
-    cut, full = tower.encode(PROMPTS), tower.encode(PROMPTS, truncate_context=False)
-    assert cut.dtype == torch.float32
-    assert_close(cut, full, **WITHIN)
-
-
-def test_context_is_really_cut_and_afterwards_whole(tower, monkeypatch):
-    lengths = []
-    clip = tower.clip
-    encode_text = clip.encode_text
-    monkeypatch.setattr(clip, "encode_text", lambda tokens: lengths.append(tokens.shape[1]) or encode_text(tokens))
-    tower.encode(["a photo", "rust"])
-    tower.encode(["a photo", "rust"], truncate_context=False)
-    assert lengths == [4, 77]
-    text = getattr(clip, "text", clip)
-    assert text.positional_embedding.shape[0] == 77
-    assert text.attn_mask.shape == (77, 77)
-
-
-def test_a_tower_that_is_not_causal_is_read_whole(square_tower):
-    tower, lengths = deepcopy(square_tower), []
-    encode_text, tower.clip.attn_mask = tower.clip.encode_text, None
-    tower.clip.encode_text = lambda tokens: lengths.append(tokens.shape[1]) or encode_text(tokens)
-    tower.encode(["a photo", "rust"])
-    assert lengths == [77]
-
-
-@pytest.mark.parametrize("batch_size", [1, 3, 256])
-def test_batch_size_does_not_matter(tower, batch_size):
-    assert_close(tower.encode(PROMPTS, batch_size), tower.encode(PROMPTS), **WITHIN)
-
-
-def test_custom_text_holds_its_text_tower_apart(weights_of):
-    loaded = load_backbone("tiny-customtext", weights_of("tiny-customtext"))
-    assert hasattr(loaded.clip, "text")
-    tower = TextTower(loaded.clip, loaded.tokenizer)
-    clip, tokenizer = reference.load("tiny-customtext", weights_of("tiny-customtext"))
-    with torch.no_grad():
-        expected = clip.encode_text(tokenizer(PROMPTS))
-    assert_close(tower.encode(PROMPTS), expected.float(), **WITHIN)
-
-
-def test_state_embedding_averages_before_it_normalises():
+def test_state_embedding_averages_before_it_normalizes():
     embeddings = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
     assert_close(state_embedding(embeddings), torch.tensor([3.0, 1.0]) / 10**0.5)
     assert state_embedding(torch.randn(5, 2, 7, 4)).shape == (5, 2, 4)
@@ -146,17 +104,20 @@ def test_bank_follows_to_another_device(filled):
 
 
 def test_bank_travels_in_a_state_dict(filled):
-    fresh = TextBank(24, 924)
-    assert set(filled.state_dict()) == {"state_embeddings", "prompt_embeddings"}
+    fresh = TextBank()
+    assert not fresh.is_built
+    assert set(filled.state_dict()) == {"state_embeddings", "prompt_embeddings", "_extra_state"}
     fresh.load_state_dict(filled.state_dict())
+    assert (fresh.class_name, fresh.domain) == ("bottle", "object")
+    assert fresh.prompts_hash == hash_prompts(prompt_ensemble("bottle"))
     assert torch.equal(fresh.state_embeddings, filled.state_embeddings)
     assert torch.equal(fresh.prompt_embeddings, filled.prompt_embeddings)
 
 
 def test_autocast_does_not_reach_the_bank(filled, square_tower):
-    bank = TextBank(24, 924)
+    bank = TextBank()
     with torch.autocast("cpu", torch.bfloat16):
-        bank.build(square_tower, prompt_ensemble("bottle"))
+        bank.build(square_tower, "bottle")
     assert torch.equal(bank.state_embeddings, filled.state_embeddings)
 
 
@@ -165,16 +126,35 @@ def test_building_takes_no_gradient(filled):
     assert not list(filled.parameters())
 
 
-@pytest.mark.parametrize("words", [76, 300])
-def test_a_prompt_that_does_not_fit_is_refused(tower, words):
-    prompt = "rust " * words
-    message = r"^the prompt 'rust .*' is longer than the 77 tokens this text tower reads; use a shorter class_name$"
-    with pytest.raises(ValueError, match=message):
-        tower.encode(["a photo", prompt])
-    with pytest.raises(ValueError, match="use a shorter class_name"):
-        TextBank(24, 924).build(tower, prompt_ensemble(prompt))
+def test_a_class_name_that_does_not_fit_is_an_error(square_tower):
+    with pytest.raises(ValueError, match=r"^the prompt .* is longer than the 77 tokens .*; use a shorter class_name$"):
+        TextBank().build(square_tower, "rust " * 76)
 
 
-@pytest.mark.parametrize("words", [74, 75])  # with the start and the end token 76 and 77
-def test_a_prompt_that_just_fits_is_read(square_tower, words):
-    assert square_tower.encode(["rust " * words]).shape == (1, 24)
+def test_the_hash_covers_every_sentence_and_its_place():
+    ensemble = prompt_ensemble("bottle")
+    swapped = ensemble._replace(normal=[*ensemble.normal[1:], ensemble.normal[0]])
+    moved = ensemble._replace(normal=[*ensemble.normal, ensemble.abnormal[0]], abnormal=ensemble.abnormal[1:])
+    assert len({hash_prompts(each) for each in (ensemble, swapped, moved, prompt_ensemble("nut"))}) == 4
+
+
+def test_a_bank_knows_what_it_is_for(filled):
+    assert filled.is_for("bottle", "auto")
+    assert filled.is_for("bottle", "object")
+    assert not filled.is_for("bottle", "texture")
+    assert not filled.is_for("nut", "object")
+
+
+def test_a_copy_is_a_bank_of_its_own(filled):
+    copied = filled.copy()
+    copied.state_embeddings.zero_()
+    assert copied.is_for("bottle", "object")
+    assert filled.state_embeddings.abs().sum() > 1
+
+
+def test_damaged_embeddings_are_an_error(square_tower, monkeypatch):
+    monkeypatch.setattr(square_tower, "encode", lambda prompts: torch.full((len(prompts), 24), float("nan")))
+    bank = TextBank()
+    with pytest.raises(ValueError, match=r"^the text bank of 'bottle' holds NaN or infinite values, so the weights or"):
+        bank.build(square_tower, "bottle")
+    assert not bank.is_built

@@ -1,39 +1,30 @@
-"""Loading of a CLIP: what is taken, what is refused, and that every refusal says in one line what to do."""
+"""Loading of a CLIP: both towers or one, with the weights of the file, and what identifies it."""
 
 import json
 import logging
-import os
-import shutil
-from pathlib import Path
+import math
+from copy import deepcopy
 
 import open_clip
 import pytest
 import torch
-from huggingface_hub import constants
-from open_clip.model import _build_vision_tower
-from open_clip.version import __version__ as open_clip_version
 from safetensors.torch import load_file, save_file
+from torch.testing import assert_close
 
+from anovl_plugin.vision import backbone as module
 from anovl_plugin.vision.backbone import (
     BackboneError,
-    check_visual,
-    is_supported_config,
+    BackboneSpec,
+    build_visual,
+    fingerprint,
     load_backbone,
-    supported_architectures,
+    read_spec,
+    resize_positions,
 )
-from tests.conftest import ARCHITECTURES, TINY
+from tests.helpers.architectures import TINY
 
 OPENAI = (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
-VERSION = tuple(int(part) for part in open_clip_version.split(".")[:2])
-# local-dir: came with open_clip 3.0; only `make test-oldest` runs an older one.
-HAS_LOCAL_DIR = pytest.mark.skipif(VERSION < (3, 0), reason="open_clip reads local-dir: from 3.0 on")
-# Before, open_clip's list of weights had no quick_gelu to compare with; only `make test-oldest` runs such a one.
-KNOWS_ACTIVATIONS = pytest.mark.skipif(
-    "quick_gelu" not in open_clip.get_pretrained_cfg("ViT-B-16", "openai"),
-    reason="this open_clip does not say which activation weights were trained with",
-)
-WAYS_ON = (" pretrained to a .safetensors or .pt file", "HF_HOME", "backbone=anovl-demo")
-REFUSED = ("RN50", "convnext_base", "ViT-B-16-SigLIP", "coca_ViT-B-32", "tiny-avgpool", "tiny-attnpool")
+OWN = ((0.5, 0.4, 0.3), (0.25, 0.2, 0.1))
 
 
 @pytest.fixture
@@ -41,189 +32,111 @@ def square(weights_of):
     return weights_of("tiny-square")
 
 
-@pytest.fixture
-def offline(monkeypatch, tmp_path):
-    """Have no network and nothing in the caches."""
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
-
-
-def error_of(*args, kind=BackboneError, **settings):
-    """Give the message that loading fails with."""
-    with pytest.raises(kind) as caught:
-        load_backbone(*args, **settings)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
-
-
-def local_folder(folder, name, weights, **preprocess):
-    config = {"model_cfg": json.loads((ARCHITECTURES / f"{name}.json").read_text()), "preprocess_cfg": preprocess}
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
-    shutil.copy(weights, folder / "open_clip_model.safetensors")
-    return f"local-dir:{folder}"
+def towers_of(loaded):
+    return {f"visual.{key}": value for key, value in loaded.visual.state_dict().items()} | loaded.clip.state_dict()
 
 
 @pytest.mark.parametrize("name", TINY)
 def test_towers_are_frozen_and_hold_the_weights_of_the_file(name, weights_of):
     loaded = load_backbone(name, weights_of(name))
-    weights = load_file(weights_of(name))
-    towers = {f"visual.{key}": value for key, value in loaded.visual.state_dict().items()} | loaded.clip.state_dict()
+    weights, towers = load_file(weights_of(name)), towers_of(loaded)
     assert towers.keys() == weights.keys()
     assert all(torch.equal(towers[key], weights[key]) for key in weights)
     for tower in (loaded.visual, loaded.clip):
-        assert not tower.training
+        assert not any(each.training for each in tower.modules())
         assert not any(weight.requires_grad for weight in tower.parameters())
+        assert all(weight.dtype == torch.float32 for weight in tower.parameters())
     assert not hasattr(loaded.clip, "visual")
-    assert loaded.image_size == tuple(loaded.visual.image_size)
-    assert (loaded.mean, loaded.std) == OPENAI
+    assert loaded.image_size == loaded.spec.image_size == tuple(loaded.visual.image_size)
+    assert (loaded.mean, loaded.std) == (loaded.spec.mean, loaded.spec.std) == OPENAI
+    assert loaded.temperature == pytest.approx(math.exp(-weights["logit_scale"]))
     assert loaded.tokenizer(["rust"]).shape == (1, 77)
 
 
+@pytest.mark.parametrize("name", TINY)
+def test_towers_give_what_open_clips_own_give(name, weights_of):
+    loaded, clip = load_backbone(name, weights_of(name)), open_clip.create_model(name)
+    clip.load_state_dict(load_file(weights_of(name)))
+    clip.eval().requires_grad_(requires_grad=False)
+    images, tokens = torch.randn(2, 3, *loaded.image_size), loaded.tokenizer(["rust", "a photo of a bottle"])
+    assert_close(loaded.visual(images), clip.encode_image(images), rtol=0, atol=0)
+    assert_close(loaded.clip.encode_text(tokens), clip.encode_text(tokens), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_each_side_needs_only_its_own_weights(name, weights_of, tmp_path):
+    weights, both = load_file(weights_of(name)), load_backbone(name, weights_of(name))
+    images = {key: value for key, value in weights.items() if key.startswith("visual.")}
+    scale = {"logit_scale": weights["logit_scale"]}
+    save_file(images | scale, tmp_path / "image.safetensors")
+    save_file({key: value for key, value in weights.items() if key not in images}, tmp_path / "text.safetensors")
+    image = load_backbone(name, tmp_path / "image.safetensors", text=False)
+    text = load_backbone(name, tmp_path / "text.safetensors", image=False)
+    assert (image.clip, image.tokenizer, text.visual, text.fingerprint) == (None, None, None, None)
+    assert_close(image.visual.state_dict(), both.visual.state_dict(), rtol=0, atol=0)
+    assert_close(text.clip.state_dict(), both.clip.state_dict(), rtol=0, atol=0)
+    assert text.tokenizer(["rust"]).equal(both.tokenizer(["rust"]))
+    assert image.fingerprint == both.fingerprint
+    for part in (image, text):
+        assert part[3:6] == both[3:6]  # spec, image size, temperature
+    with pytest.raises(BackboneError, match="missing visual"):
+        load_backbone(name, tmp_path / "text.safetensors")
+    with pytest.raises(BackboneError, match=r"missing (text\.)?positional_embedding"):
+        load_backbone(name, tmp_path / "image.safetensors")
+
+
+def test_weights_are_read_once(monkeypatch, square):
+    read, paths = module.read_weights, []
+    monkeypatch.setattr(module, "read_weights", lambda path: paths.append(path) or read(path))
+    load_backbone("tiny-square", square)
+    assert len(paths) == 1
+
+
+def test_loading_leaves_the_random_state(square):
+    state = torch.random.get_rng_state()
+    load_backbone("tiny-square", square)
+    build_visual(read_spec("tiny-square", square).config, (32, 32))
+    assert torch.random.get_rng_state().equal(state)
+
+
+def test_loading_within_inference_mode_and_other_defaults(square):
+    expected = towers_of(load_backbone("tiny-square", square))
+    with torch.inference_mode():
+        loaded = load_backbone("tiny-square", square, (64, 32))
+        empty = build_visual(loaded.spec.config, (32, 32))
+    assert not any(weight.is_inference() for weight in (*towers_of(loaded).values(), *empty.parameters()))
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            loaded, empty = load_backbone("tiny-square", square), build_visual(loaded.spec.config, (32, 32))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert_close(towers_of(loaded), expected, rtol=0, atol=0)
+    assert_close(loaded.clip.attn_mask, torch.full((77, 77), -torch.inf).triu(1))
+    assert all((weight.dtype, weight.device.type) == (torch.float32, "cpu") for weight in empty.parameters())
+
+
 def test_demo_brings_its_own_weights():
-    loaded = load_backbone("anovl-demo", "not looked at")
+    loaded = load_backbone("anovl-demo")
     assert loaded.image_size == (96, 96)
     assert (loaded.mean, loaded.std) == OPENAI
     assert loaded.visual.proj.dtype == torch.float32
     assert loaded.visual.proj.isfinite().all()
+    assert load_backbone("anovl-demo", None, text=False).fingerprint == loaded.fingerprint
 
 
-def test_supported_architectures():
-    names = supported_architectures()
-    assert {"ViT-B-16-plus-240", "ViT-B-16", "ViT-L-14-336", "ViT-H-14-quickgelu", "anovl-demo", *TINY} <= set(names)
-    assert not set(REFUSED) & set(names)
+# The spec.
 
 
-@pytest.mark.parametrize("name", [name for name in open_clip.list_models() if "ViT" in name])
-def test_configuration_and_tower_tell_the_same(name):
-    config = open_clip.get_model_config(name)
-    if "timm_model_name" in config["vision_cfg"] or "multimodal_cfg" in config:
-        assert not is_supported_config(config)
-        return
-    with torch.device("meta"):
-        visual = _build_vision_tower(config["embed_dim"], config["vision_cfg"] | {"layers": 1})
-    if is_supported_config(config):
-        check_visual(visual, name)
-    else:
-        with pytest.raises(BackboneError):
-            check_visual(visual, name)
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_other_towers_are_refused_by_name(name, square):
-    message = error_of(name, square)
-    assert message.startswith(f"backbone {name!r} (another kind of image tower) is not a vision transformer that")
-    assert "supported: " in message
-    assert "ViT-B-16-plus-240" in message
-
-
-def test_an_unknown_name_is_refused(square):
-    assert error_of("ViT-Z-99", square).startswith("backbone 'ViT-Z-99' (unknown to open_clip) is not")
-
-
-@pytest.mark.parametrize("pretrained", [None, ""])
-def test_no_weights_are_refused(pretrained):
-    message = f"pretrained is {pretrained!r}, but 'ViT-B-32' needs weights: give a tag of open_clip's or a file"
-    assert error_of("ViT-B-32", pretrained) == message
-
-
-@pytest.mark.parametrize("pretrained", ["laion9b", "/nowhere/weights.pt"])
-def test_an_unknown_tag_is_refused_with_the_known_ones(pretrained):
-    message = error_of("ViT-B-16-plus-240", pretrained)
-    assert message.startswith(f"pretrained is {pretrained!r}, which is neither a file nor one of the tags of")
-    assert message.endswith(f"'ViT-B-16-plus-240': {open_clip.list_pretrained_tags_by_model('ViT-B-16-plus-240')}")
-
-
-@KNOWS_ACTIVATIONS
-def test_weights_of_another_activation_are_refused():
-    message = "the weights 'openai' were trained with another activation than 'ViT-B-16' has; use 'ViT-B-16-quickgelu'"
-    assert error_of("ViT-B-16", "openai") == message
-
-
-@KNOWS_ACTIVATIONS
-def test_weights_of_another_activation_name_an_architecture_that_exists():
-    names, mismatches = set(open_clip.list_models()), 0
-    for name, tag in open_clip.list_pretrained():
-        config, weights = open_clip.get_model_config(name), open_clip.get_pretrained_cfg(name, tag)
-        wanted = weights.get("quick_gelu")
-        if is_supported_config(config) and wanted is not None and wanted != config.get("quick_gelu", False):
-            assert error_of(name, tag).rpartition("use ")[2].strip("'") in names
-            mismatches += 1
-    assert mismatches
-
-
-@pytest.mark.usefixtures("offline")
-@pytest.mark.parametrize("backbone", ["ViT-B-32", "hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K"])
-def test_weights_that_cannot_be_fetched_name_model_cause_and_ways_on(backbone):
-    message = error_of(backbone, "laion2b_s34b_b79k")
-    assert message.startswith(f"cannot load {backbone!r}")
-    assert "cannot find the requested files in the local cache" in message
-    assert all(way in message for way in WAYS_ON)
-    assert ("set backbone to its architecture" in message) == backbone.startswith("hf-hub:")
-
-
-def test_a_download_that_fails_names_the_default_weights(monkeypatch):
-    def fail(*_, **__):
-        msg = "no route\nto host."
-        raise OSError(msg)
-
-    monkeypatch.setattr(open_clip, "download_pretrained", fail)
-    monkeypatch.setattr("open_clip.factory.download_pretrained", fail)
-    message = error_of()
-    assert message.startswith("cannot load 'ViT-B-16-plus-240' with weights 'laion400m_e32' (")
-    assert "no route to host)" in message
-    assert "backbone=anovl-demo" in message
-
-
-@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
-@pytest.mark.parametrize("content", [b"", b"no weights", bytes(range(256)) * 40])
-def test_a_corrupt_file_is_refused(tmp_path, suffix, content):
-    path = tmp_path / f"weights{suffix}"
-    path.write_bytes(content)
-    message = error_of("tiny-square", str(path))
-    assert message.startswith(f"cannot load 'tiny-square' with weights {str(path)!r} (")
-    assert all(way in message for way in WAYS_ON)
-
-
-@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
-def test_a_torn_file_is_refused(tmp_path, square, suffix):
-    path = tmp_path / f"weights{suffix}"
-    torch.save(load_file(square), path) if suffix == ".pt" else shutil.copy(square, path)
-    path.write_bytes(path.read_bytes()[:-5000])
-    assert error_of("tiny-square", str(path)).startswith("cannot load 'tiny-square'")
-
-
-def test_weights_of_another_architecture_are_refused(weights_of, tmp_path):
-    assert error_of("tiny-square", weights_of("tiny-wide")).startswith("cannot load 'tiny-square' with weights")
-    assert "ls_1.gamma" in error_of("tiny-square", weights_of("tiny-layerscale"))
-    save_file({"something": torch.zeros(1)}, tmp_path / "else.safetensors")
-    assert error_of("tiny-square", str(tmp_path / "else.safetensors")).startswith("cannot load 'tiny-square'")
-
-
-@pytest.mark.parametrize("wrapped", [False, True])
-def test_a_pt_file_is_read(tmp_path, square, wrapped):
-    weights, path = load_file(square), tmp_path / "weights.pt"
-    torch.save({"state_dict": weights} if wrapped else weights, path)
-    assert torch.equal(load_backbone("tiny-square", str(path)).visual.proj, weights["visual.proj"])
-
-
-class Malicious:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
-
-
-def test_a_pt_file_cannot_run_code(tmp_path, square):
-    trap, path = tmp_path / "trap", tmp_path / "weights.pt"
-    torch.save({**load_file(square), "extra": Malicious(trap)}, path)
-    assert error_of("tiny-square", str(path)).startswith("cannot load 'tiny-square'")
-    assert not trap.exists()
-    torch.load(path, weights_only=False)
-    assert trap.exists()  # the trap would have worked
+def test_spec_is_plain_data_and_needs_no_weights(monkeypatch, square):
+    monkeypatch.setattr(module, "read_weights", lambda _: pytest.fail("weights were read"))
+    spec = read_spec("tiny-wide", square)
+    assert spec.image_size == (32, 48)
+    assert (spec.mean, spec.std) == OPENAI
+    assert set(spec.config) == {"embed_dim", "vision_cfg", "quick_gelu"}
+    assert json.loads(json.dumps(spec.config)) == spec.config
+    assert spec.patch_size == (16, 16)
+    assert read_spec("tiny-quickgelu", square).config["quick_gelu"] is True
 
 
 def known_weights(monkeypatch, **configs):
@@ -232,44 +145,135 @@ def known_weights(monkeypatch, **configs):
     monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda _, tag: configs.get(tag, {}))
 
 
-def test_a_file_takes_the_normalisation_of_its_architecture(monkeypatch, caplog, square):
-    own = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
+def test_a_file_takes_the_normalization_of_its_architecture(monkeypatch, caplog, square):
+    own = {"mean": OWN[0], "std": OWN[1]}
     known_weights(monkeypatch, first=own, second=own)
     loaded = load_backbone("tiny-square", square)
-    assert (loaded.mean, loaded.std) == (own["mean"], own["std"])
-    assert not caplog.text
+    assert (loaded.mean, loaded.std) == OWN
+    assert not [record for record in caplog.records if record.name.startswith("anovl_plugin")]
 
 
-def test_a_file_of_an_architecture_with_several_normalisations_warns(monkeypatch, caplog, square):
-    known_weights(monkeypatch, first={"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}, second={})
+def test_a_file_of_an_architecture_with_several_normalizations_warns_once(monkeypatch, caplog, square):
+    known_weights(monkeypatch, first={"mean": OWN[0], "std": OWN[1]}, second={})
     with caplog.at_level(logging.WARNING, "anovl_plugin"):
         loaded = load_backbone("tiny-square", square)
+        load_backbone("tiny-square", square, image=False)
+        read_spec("tiny-square", square)
     assert (loaded.mean, loaded.std) == OPENAI
-    assert "Weights of tiny-square are known with several normalisations" in caplog.text
+    assert caplog.text.count("The weights known for tiny-square use different normalizations") == 1
 
 
-@HAS_LOCAL_DIR
-def test_a_local_folder_brings_weights_and_normalisation(tmp_path, square):
-    source = local_folder(tmp_path, "tiny-square", square, mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6])
-    loaded = load_backbone(source, "not looked at")
-    assert (loaded.mean, loaded.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    assert torch.equal(loaded.visual.proj, load_file(square)["visual.proj"])
-    assert load_backbone(source, None, (48, 32)).image_size == (48, 32)
+def test_a_tag_takes_its_own_normalization(monkeypatch, square):
+    known_weights(monkeypatch, first={"mean": OWN[0], "std": OWN[1]}, second={})
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda _: square)
+    assert load_backbone("tiny-square", "first", text=False).spec[2:] == OWN
+    assert load_backbone("tiny-square", "second", text=False).spec[2:] == OPENAI
 
 
-@HAS_LOCAL_DIR
-@pytest.mark.parametrize("name", ["tiny-avgpool", "tiny-attnpool"])
-def test_a_local_folder_with_another_tower_is_refused(tmp_path, weights_of, name):
-    source = local_folder(tmp_path, name, weights_of(name))
-    message = error_of(source)
-    assert message.startswith(f"backbone {source!r} (VisionTransformer) is not a vision transformer that")
+# The fingerprint.
 
 
-def test_a_local_folder_that_lacks_something_is_refused(tmp_path, square):
-    assert error_of(f"local-dir:{tmp_path / 'none'}").startswith("cannot load 'local-dir:")
-    assert error_of(f"local-dir:{tmp_path}").startswith("cannot load 'local-dir:")
-    source = local_folder(tmp_path, "tiny-square", square)
-    (tmp_path / "open_clip_model.safetensors").unlink()
-    assert all(way in error_of(source) for way in WAYS_ON)
-    assert error_of("local-dir:").startswith("cannot load 'local-dir:'")
-    assert Path(square).is_file()
+@pytest.fixture
+def loaded(square):
+    return load_backbone("tiny-square", square, text=False)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_fingerprint_is_the_same_for_all_image_sizes(name, weights_of):
+    own = load_backbone(name, weights_of(name), text=False)
+    other = load_backbone(name, weights_of(name), (64, 96), text=False)
+    assert own.fingerprint == other.fingerprint == fingerprint(own.visual, own.spec)
+    assert len(own.fingerprint) == 16
+    assert int(own.fingerprint, 16)
+
+
+@pytest.mark.parametrize("name", ["proj", "positional_embedding", "transformer.resblocks.2.ln_1.bias"])
+def test_fingerprint_covers_every_weight(loaded, name):
+    visual = deepcopy(loaded.visual)
+    visual.get_parameter(name).data.view(-1)[-1] += 1e-3
+    assert fingerprint(visual, loaded.spec) != loaded.fingerprint
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"quick_gelu": True}, {"head_width": 16}, {"norm_kwargs": {"eps": 1e-3}}, {"act_kwargs": {"approximate": "tanh"}}],
+)
+def test_fingerprint_covers_what_no_weight_shows(loaded, change):
+    config = deepcopy(loaded.spec.config)
+    (config if "quick_gelu" in change else config["vision_cfg"]).update(change)
+    try:
+        visual = build_visual(config, (32, 32))
+    except BackboneError:
+        if change.keys() & {"norm_kwargs", "act_kwargs"}:
+            pytest.skip("this open_clip has no such setting")
+        raise
+    visual.load_state_dict(loaded.visual.state_dict())
+    assert fingerprint(visual, loaded.spec) != loaded.fingerprint
+
+
+def test_fingerprint_covers_sizes_and_normalization(loaded):
+    for change in ({"image_size": (16, 64)}, {"mean": OWN[0]}, {"std": OWN[1]}):
+        assert fingerprint(loaded.visual, loaded.spec._replace(**change)) != loaded.fingerprint
+    config = json.loads(json.dumps(loaded.spec.config))
+    again = BackboneSpec(config, (32, 32), tuple(OPENAI[0]), tuple(OPENAI[1]))
+    assert fingerprint(loaded.visual, again) == loaded.fingerprint
+
+
+# The architecture alone.
+
+
+@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("size", [None, (64, 96)])
+def test_an_empty_tower_takes_the_weights_of_a_loaded_one(name, size, weights_of):
+    loaded = load_backbone(name, weights_of(name), size, text=False)
+    visual = build_visual(json.loads(json.dumps(loaded.spec.config)), loaded.image_size)
+    images = torch.randn(1, 3, *loaded.image_size)
+    assert visual(images).isnan().all()
+    assert not any(each.training for each in visual.modules())
+    assert not any(weight.requires_grad for weight in visual.parameters())
+    visual.load_state_dict(loaded.visual.state_dict())
+    assert (visual.image_size, visual.grid_size) == (loaded.visual.image_size, loaded.visual.grid_size)
+    assert_close(visual(images), loaded.visual(images), rtol=0, atol=0)
+
+
+def test_an_empty_tower_of_another_kind_is_an_error(loaded):
+    with pytest.raises(BackboneError, match=r"\(another kind of image tower\) is not a vision transformer"):
+        build_visual({**loaded.spec.config, "vision_cfg": {"timm_model_name": "resnet50"}}, (32, 32))
+    with pytest.raises(BackboneError, match=r"^cannot build the image tower of .* \(TypeError: .*\)$"):
+        build_visual({**loaded.spec.config, "vision_cfg": {"colour": 3}}, (32, 32))
+    with pytest.raises(BackboneError, match=r"^backbone 'of the given configuration' \(another kind"):
+        build_visual({}, (32, 32))
+    with pytest.raises(ValueError, match="must be multiples of the patches"):
+        build_visual(loaded.spec.config, (32, 33))
+
+
+def test_resizing_a_loaded_tower_is_loading_it_resized(loaded, square):
+    resize_positions(loaded.visual, (48, 64), "tiny-square")
+    other = load_backbone("tiny-square", square, (48, 64), text=False)
+    assert_close(loaded.visual.state_dict(), other.visual.state_dict(), rtol=0, atol=0)
+
+
+# What other packages bring.
+
+
+def test_a_text_tower_that_needs_another_package_is_named(monkeypatch, square):
+    configuration = {"text_cfg": {"hf_model_name": "roberta-base", "hf_tokenizer_name": "roberta-base"}}
+    original = open_clip.get_model_config
+    monkeypatch.setattr(open_clip, "get_model_config", lambda name: original(name) and original(name) | configuration)
+    assert load_backbone("tiny-square", square, text=False).visual is not None
+    with pytest.raises(BackboneError, match=r"^cannot build the text tower of 'tiny-square' \(\w+: .*\)$") as caught:
+        load_backbone("tiny-square", square)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_that_cannot_be_loaded_is_named(monkeypatch, square):
+    def fail(_):
+        msg = "no route\nto host."
+        raise OSError(msg)
+
+    monkeypatch.setattr(open_clip, "get_tokenizer", fail)
+    with pytest.raises(
+        BackboneError, match=r"^cannot load the tokenizer of 'tiny-square' \(OSError: no route to host\)$"
+    ):
+        load_backbone("tiny-square", square)
+    load_backbone("tiny-square", square, text=False)

@@ -1,7 +1,6 @@
 """Image sizes other than the one an architecture was made for."""
 
-import re
-
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -9,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from anovl_plugin.vision.backbone import BackboneError, load_backbone
+from anovl_plugin.vision.backbone import check_image_size, check_size, load_backbone
 
 
 @pytest.fixture
@@ -34,18 +33,56 @@ def interpolated(weights: str, grid: tuple[int, int], new_grid: tuple[int, int])
         ((17, 95), (16, 24), (88, 96)),
     ],
 )
-def test_a_size_that_cuts_patches_is_refused_with_the_nearest(square, size, heights, widths):
+def test_a_size_that_cuts_patches_is_an_error_that_names_the_nearest(square, size, heights, widths):
     with pytest.raises(ValueError, match="must be multiples of the patches of 'tiny-square'") as caught:
         load_backbone("tiny-square", square, size)
     assert "\n" not in str(caught.value)
     assert f"(8 pixels); nearest heights {heights}, nearest widths {widths}" in str(caught.value)
 
 
-@pytest.mark.parametrize("size", [0, -8, (32, 0), (32, -8), (32, 32, 32), (32,)])
-def test_a_size_that_is_none_is_refused(square, size):
-    message = f"image_size is {size!r}, but must be a positive number of pixels or a pair"
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
-        load_backbone("tiny-square", square, size)
+MESSAGE = (
+    r"^image_size is .*, but must be a positive number of pixels or a pair \(height, width\) of them, at most 16384"
+)
+
+
+@pytest.mark.parametrize(
+    "size",
+    [True, (32, True), 32.0, (32.0, 32.0), float("nan"), "32", ("32", "32"), b"32", {32, 48}, np.ones(2), object()],
+)
+def test_sizes_of_another_type(square, size):
+    for check in (check_image_size, lambda size: load_backbone("tiny-square", square, size)):
+        with pytest.raises(TypeError, match=MESSAGE) as caught:
+            check(size)
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize(
+    "size", [0, -8, (32, 0), (32, -8), (32, 32, 32), (32,), [], 10**6, (32, 10**6), 10**400, [32] * 10_000]
+)
+def test_values_that_are_not_sizes(square, size):
+    for check in (check_image_size, lambda size: load_backbone("tiny-square", square, size)):
+        with pytest.raises(ValueError, match=MESSAGE) as caught:
+            check(size)
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 600
+
+
+def test_sizes():
+    assert check_image_size(None) is None
+    sizes = (240, np.int64(240), [240, 240], (np.uint16(240), 240), torch.Size([240, 240]))
+    for pair in map(check_image_size, sizes):
+        assert pair == (240, 240)
+        assert {type(side) for side in pair} == {int}
+    assert check_image_size((240, 320)) == (240, 320)
+    assert check_image_size(16_384) == (16_384, 16_384)
+
+
+def test_sizes_with_too_many_patches(square):
+    message = r"^image_size is \(1032, 1024\), which is 16512 patches of 'tiny-square', .* use a smaller image_size"
+    with pytest.raises(ValueError, match=message):
+        load_backbone("tiny-square", square, (1032, 1024))
+    check_size((1024, 1024), (8, 8), "tiny-square")
 
 
 @pytest.mark.parametrize("size", [32, 64, (48, 64), (24, 80), [40, 32], (16, 64), (64, 16)])
@@ -60,12 +97,9 @@ def test_position_embeddings_are_interpolated_over_the_grid(square, size):
 
 
 @pytest.mark.parametrize("size", [(32, 48), (48, 32), (64, 96)])
-def test_a_wide_architecture_is_interpolated_or_refused(weights_of, size):
+def test_positions_of_a_wide_architecture_are_interpolated(weights_of, size):
     weights = weights_of("tiny-wide")
-    try:
-        loaded = load_backbone("tiny-wide", weights, size)
-    except BackboneError:
-        assert size != (32, 48)
-        return
+    loaded = load_backbone("tiny-wide", weights, size)
     expected = interpolated(weights, (2, 3), (size[0] // 16, size[1] // 16))
     assert_close(loaded.visual.positional_embedding, expected, atol=1e-5, rtol=0)
+    assert loaded.visual(torch.zeros(1, 3, *size)).shape == (1, 40)

@@ -17,8 +17,8 @@ from anovl_plugin.vision.value_attention import (
     embed_patches,
     value_wise_forward,
 )
-from tests.conftest import TINY
 from tests.helpers import reference
+from tests.helpers.architectures import TINY
 
 WITHIN = {"atol": 1e-5, "rtol": 0}
 
@@ -157,10 +157,10 @@ def test_class_token_takes_part_in_the_local_path(visual):
 
 def test_every_block_takes_part(visual):
     images = images_for(visual, 2)
-    whole = value_wise_forward(visual, images).local
+    whole = value_wise_forward(visual, images).patch_tokens
     for layer in range(3):
         tower = changed(visual, f"transformer.resblocks.{layer}.attn.out_proj.bias")
-        assert (value_wise_forward(tower, images).local - whole).abs().max() > 1e-3
+        assert (value_wise_forward(tower, images).patch_tokens - whole).abs().max() > 1e-3
 
 
 def test_local_path_starts_from_the_embedded_patches(visual):
@@ -187,8 +187,8 @@ def test_an_image_does_not_depend_on_its_neighbours_or_its_place(visual, seed, n
     together = value_wise_forward(visual, images[places])
     for position, place in enumerate(places):
         alone = value_wise_forward(visual, images[place : place + 1])
-        assert_close(together.image[position], alone.image[0], **WITHIN)
-        assert_close(together.local[position], alone.local[0], **WITHIN)
+        assert_close(together.class_token[position], alone.class_token[0], **WITHIN)
+        assert_close(together.patch_tokens[position], alone.patch_tokens[0], **WITHIN)
 
 
 @settings(max_examples=5, deadline=None)
@@ -196,5 +196,5 @@ def test_an_image_does_not_depend_on_its_neighbours_or_its_place(visual, seed, n
 def test_the_same_batch_gives_the_same_bits(visual, seed, number):
     images = images_for(visual, number, seed)
     first, second = value_wise_forward(visual, images), value_wise_forward(visual, images.clone())
-    assert torch.equal(first.image, second.image)
-    assert torch.equal(first.local, second.local)
+    assert torch.equal(first.class_token, second.class_token)
+    assert torch.equal(first.patch_tokens, second.patch_tokens)

@@ -16,7 +16,7 @@ from tests.helpers import reference_views
 # A sampled place is off by some 1e-6 of a pixel in float32, and neighbouring pixels of noise differ by up to 6.
 WITHIN = {"atol": 5e-5, "rtol": 0}
 OWN = ["flip", "rotate 22.5", "image", "translate -0.3 0.1", "gray"]
-WORDS = "none of: image, rotate DEGREES, translate X Y, flip, grey$"
+WORDS = "not one of: image, rotate DEGREES, translate X Y, flip, gray$"
 
 
 def noise(*shape, seed=0):
@@ -99,7 +99,7 @@ def test_a_single_view_is_the_image_itself():
     assert SINGLE == ("image",)
     assert parse_views("single") == parse_views(["image"]) == (identity,)
     image = noise(1, 3, 8, 8)
-    assert same(image) is image
+    assert identity(image) is image
 
 
 @pytest.mark.parametrize("degrees", [0, 11.25, -11.25, 22.5, -22.5, 33.75, -33.75, 45, -45, 100, -170])
@@ -314,7 +314,7 @@ NO_VIEWS = {
 
 
 @pytest.mark.parametrize("case", NO_VIEWS)
-def test_what_is_no_view_is_refused(case):
+def test_what_is_not_a_view_is_an_error(case):
     text = NO_VIEWS[case]
     for read in (parse_view, lambda text: parse_views(["image", text])):
         with pytest.raises(ValueError, match=rf"^the view '{text}' is {WORDS}"):
@@ -322,21 +322,21 @@ def test_what_is_no_view_is_refused(case):
 
 
 @pytest.mark.parametrize("entry", [None, 45, 0.5, ["rotate", 45], {"rotate": 45}, b"flip", True])
-def test_an_entry_that_is_no_string_is_refused(entry):
+def test_an_entry_that_is_not_a_string_is_an_error(entry):
     with pytest.raises(TypeError, match=WORDS) as caught:
         parse_views(["flip", entry])
     assert str(caught.value).startswith(f"the view {entry!r} is ")
 
 
 @pytest.mark.parametrize("views", [[], ()])
-def test_an_empty_list_is_refused(views):
+def test_an_empty_list_is_an_error(views):
     message = r"^views is an empty list; leave it out, or name at least one view, such as \[image\]$"
     with pytest.raises(ValueError, match=message):
         parse_views(views)
 
 
 @pytest.mark.parametrize("views", ["papers", "Paper", "", "flip", "rotate 45"])
-def test_an_unknown_set_of_views_is_refused(views):
+def test_an_unknown_set_of_views_is_an_error(views):
     message = rf"^views is '{views}', but must be single, paper or a list such as \[image, flip, rotate 22\.5\]$"
     with pytest.raises(ValueError, match=message):
         parse_views(views)

@@ -1,0 +1,69 @@
+"""Checks of the settings of the post-processor."""
+
+from collections.abc import Mapping
+from numbers import Real
+from reprlib import Repr
+from typing import Any
+
+import torch
+
+
+def check_settings(settings: Mapping[str, Any], origin: str = "") -> dict[str, Any]:
+    """Return checked settings as plain bools and floats.
+
+    Args:
+        settings: Values by the names of the arguments of :class:`ZeroShotPostProcessor`.
+        origin: What stands before the name in messages.
+    """
+    return {name: _CHECKS[name.rpartition("_")[2]](origin + name, value) for name, value in settings.items()}
+
+
+def _check_flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        msg = f"{name} is {_show(value)}, but must be a bool; use True or False"
+        raise TypeError(msg)
+    return value
+
+
+def _check_sensitivity(name: str, value: object) -> float:
+    number = _check_real(name, value, "a number from 0 to 1; the default is 0.5")
+    if not 0 <= number <= 1:
+        msg = f"{name} is {_show(value)}, but must lie in [0, 1]; the default is 0.5"
+        raise ValueError(msg)
+    return float(number)
+
+
+def _check_threshold(name: str, value: object) -> float | None:
+    if value is None:
+        return None
+    number = _check_real(name, value, "a number between 0 and 1, or None for the threshold of the validation data")
+    # float32 is what scores are compared in; it rounds 1 - 1e-9 to 1.
+    if not 0 < number < 1 or torch.tensor(float(number)).item() in {0, 1}:
+        msg = f"{name} is {_show(value)}, but must lie between 0 and 1, as scores do; leave it out to use 0.5"
+        raise ValueError(msg)
+    return float(number)
+
+
+def _check_real(name: str, value: object, expected: str) -> Real:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        msg = f"{name} is {_show(value)}, but must be {expected}"
+        raise TypeError(msg)
+    return value
+
+
+_CHECKS = {
+    "normalization": _check_flag,
+    "thresholding": _check_flag,
+    "matching": _check_flag,
+    "sensitivity": _check_sensitivity,
+    "threshold": _check_threshold,
+}
+
+
+def _show(value: object) -> str:
+    """Return a short representation of any value, on one line."""
+    try:
+        return " ".join(Repr().repr(value).split())
+    except ValueError:
+        # Python does not print integers of thousands of digits.
+        return f"a huge {type(value).__name__}"

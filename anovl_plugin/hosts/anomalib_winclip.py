@@ -1,0 +1,35 @@
+"""What the package uses of WinClip beyond its public API; apart from ``anomalib.py``, as it imports all models."""
+
+import torch
+from anomalib.models.image.winclip.torch_model import TEMPERATURE, WinClipModel
+from torch import nn
+
+__all__ = ["GivenClipModel"]
+
+
+class GivenClipModel(WinClipModel):
+    """anomalib's WinCLIP around a CLIP that is already loaded.
+
+    anomalib's constructor downloads the CLIP that it hard-codes, so it is not called here. What it sets up besides is
+    set up the same way.
+
+    Args:
+        clip: An open_clip model with both towers; its image tower must be open_clip's native vision transformer.
+        scales: Sides of the sliding windows, in patches.
+    """
+
+    def __init__(self, clip: nn.Module, scales: tuple[int, ...]) -> None:
+        super(WinClipModel, self).__init__()
+        self.temperature = TEMPERATURE
+        self.class_name = None
+        self.reference_images = None
+        self.scales = scales
+        self.apply_transform = False
+        self.k_shot = 0
+        self.clip = clip
+        self.clip.visual.output_tokens = True
+        self.grid_size = self.clip.visual.grid_size
+        self.register_buffer_list("masks", self._generate_masks(), persistent=False)
+        self.register_buffer("_text_embeddings", torch.empty(0))
+        self.register_buffer_list("_visual_embeddings", [torch.empty(0) for _ in scales])
+        self.register_buffer("_patch_embeddings", torch.empty(0))

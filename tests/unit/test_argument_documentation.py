@@ -1,0 +1,77 @@
+"""README's table, the docstrings of both classes and their signatures agree on the arguments."""
+
+import re
+from inspect import Parameter, getdoc, signature
+from pathlib import Path
+
+import pytest
+
+from anovl_plugin import AnoVL, AnoVLModel
+
+README = Path(__file__).parents[2] / "README.md"
+COMPONENTS = ("pre_processor", "post_processor", "evaluator", "visualizer")
+
+
+def defaults_of(kind: type) -> dict[str, object]:
+    return {name: argument.default for name, argument in signature(kind).parameters.items()}
+
+
+def rows_of_readme() -> dict[str, str]:
+    (table,) = re.findall(
+        r"\| argument \| default \| meaning \|\n\|---\|---\|---\|\n((?:\|.*\|\n)+)", README.read_text("utf-8")
+    )
+    return dict(re.findall(r"^\| `(\w+)` \| (.+?) \|", table, re.MULTILINE))
+
+
+def described(kind: type) -> dict[str, str]:
+    """Return the description of each argument in the docstring of a class, in the order they stand there."""
+    (section,) = re.findall(r"^Args:\n((?:(?: {4}.*)?\n)+)", getdoc(kind), re.MULTILINE)
+    return {
+        name: " ".join(text.split())
+        for name, text in re.findall(r"^ {4}(\w+): ((?:.*\n)(?: {8}.*\n)*)", section, re.MULTILINE)
+    }
+
+
+def test_readme_lists_the_arguments_in_their_order_with_their_defaults():
+    defaults = {name: value for name, value in defaults_of(AnoVL).items() if name not in COMPONENTS}
+    shown = {None: "none", False: "`false`", True: "`true`"}
+    expected = {name: shown.get(value, f"`{value}`") for name, value in defaults.items()}
+    assert list(rows_of_readme().items()) == list(expected.items())
+
+
+def test_readme_names_the_components():
+    names = [f"`{name}`" for name in COMPONENTS]
+    assert f"{', '.join(names[:-1])} and {names[-1]} are the same as in every anomalib model" in README.read_text(
+        "utf-8"
+    )
+
+
+@pytest.mark.parametrize("kind", [AnoVL, AnoVLModel])
+def test_docstring_describes_the_arguments_in_their_order(kind):
+    assert list(described(kind)) == list(defaults_of(kind))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind in (AnoVL, AnoVLModel) for name in signature(kind).parameters]
+)
+def test_description_is_a_sentence_that_states_the_default(kind, name):
+    text = described(kind)[name]
+    assert re.match(r"[A-Z].*\bDefault: .*\.$", text), text
+    default = defaults_of(kind)[name]
+    # None and booleans are put into words.
+    if isinstance(default, str):
+        assert f"Default: ``{default}``" in text
+
+
+def test_model_has_the_arguments_of_the_anomalib_model_that_concern_it():
+    own = defaults_of(AnoVLModel)
+    assert own.items() <= defaults_of(AnoVL).items()
+    assert set(defaults_of(AnoVL)) - set(own) == {"save_backbone", *COMPONENTS}
+
+
+@pytest.mark.parametrize("kind", [AnoVL, AnoVLModel])
+def test_only_the_backbone_may_be_positional(kind):
+    positional = [
+        name for name, argument in signature(kind).parameters.items() if argument.kind is not Parameter.KEYWORD_ONLY
+    ]
+    assert positional == ["backbone"]
