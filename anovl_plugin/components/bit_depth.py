@@ -21,6 +21,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2.functional import to_pil_image
 
 from anovl_plugin.components.image_file import read_deep_image, read_header, read_image
+from anovl_plugin.components.pre_processor import naming
 from anovl_plugin.hosts.lightning import LoaderCallback, replace_sampler
 
 # Their way from a file to an item is known: read, then augment.
@@ -128,7 +129,8 @@ class FullDepthItems:
                 "stored, and so may others be; turn the pixels if the model should see it upright",
             )
         if not header.is_deep:
-            return dataset[index]
+            with naming([path]):
+                return dataset[index]
         image = read_deep_image(path)
         brightest = image.pixels.max().item()
         if image.white is not None and brightest <= 0.25:
@@ -138,7 +140,8 @@ class FullDepthItems:
                 "as a dark image, and so may others be; if the camera has fewer bits than the file, scale the values "
                 "to the file's range",
             )
-        return _substitute(dataset, index, image.pixels)
+        with naming([path]):
+            return _substitute(dataset, index, image.pixels)
 
     def _read_foreign(self, indices: Sequence[int]) -> list:
         read = getattr(type(self.dataset), "__getitems__", None)

@@ -1,15 +1,25 @@
 """Pre-processing that gives an exported model the pixels that the engine gives."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from anomalib.data import Batch
 from anomalib.pre_processing import PreProcessor
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torchvision.transforms.v2 import Compose, InterpolationMode, Resize, Transform
 
 from anovl_plugin.hosts.anomalib import can_be_saved, get_exportable_transform, set_transforms
 
 _UNSAVED = "unsaved"
+# Pixels of a resized image: 1.6 GB as float32. The largest square image that 64 tiles of 240 pixels per side need.
+MAX_PIXELS = 2**27
+
+
+class ImageTooLargeError(ValueError):
+    """An image would become too large when it is resized, because it is long and narrow."""
 
 
 class AntialiasedPreProcessor(PreProcessor):
@@ -37,7 +47,29 @@ class AntialiasedPreProcessor(PreProcessor):
         Args:
             transform: Transform of images; ``None`` for identity.
         """
+        bound_resizing(transform)
         set_transforms(self, transform, exportable(transform))
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, *indices: int
+    ) -> None:
+        """Apply the transform to a batch.
+
+        Raises:
+            ImageTooLargeError: If its images would become too large; names the first file.
+        """
+        with naming(batch.image_path):
+            super().on_validation_batch_start(trainer, pl_module, batch, *indices)
+
+    def on_test_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, *indices: int) -> None:
+        """Apply the transform to a batch, as in validation."""
+        with naming(batch.image_path):
+            super().on_test_batch_start(trainer, pl_module, batch, *indices)
+
+    def on_predict_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, *indices: int) -> None:
+        """Apply the transform to a batch, as in validation."""
+        with naming(batch.image_path):
+            super().on_predict_batch_start(trainer, pl_module, batch, *indices)
 
     def checkpoint_config(self) -> dict[str, Any]:
         """Return the transform as plain data, or the name of what has no such form, such as a random transform."""
@@ -92,21 +124,91 @@ class MatrixResize(nn.Module):
 
         Returns:
             Shape (B, C, H', W').
+
+        Raises:
+            ImageTooLargeError: If H' × W' is above 2²⁷; not checked in graphs.
         """
         height, width = images.shape[-2:]
-        rows, columns = self._target(height, width)
+        rows, columns = resized(self.size, height, width)
+        if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
+            check_resized(self.size, height, width)
         # OpenVINO would fuse a following per-channel operation, such as normalization, into the product and apply it
         # per column, so channels are folded into the batch.
         channels = images.flatten(0, 1)
         channels = resize_matrix(height, rows, images) @ channels @ resize_matrix(width, columns, images).T
         return channels.unflatten(0, images.shape[:2])
 
-    def _target(self, height: int, width: int) -> tuple[int, int]:
-        if len(self.size) == 2:
-            return self.size[0], self.size[1]
-        # One number is that of the short side; torchvision rounds the other down.
-        (short,) = self.size
-        return (short, int(short * width / height)) if height <= width else (int(short * height / width), short)
+
+def resized(size: Sequence[int], height: int, width: int) -> tuple[int, int]:
+    """Return the height and width in pixels that an image is resized to.
+
+    Args:
+        size: Height and width of the result, or the length of its short side alone.
+        height: Height of the image.
+        width: Width of the image.
+    """
+    if len(size) == 2:
+        return size[0], size[1]
+    # torchvision rounds the long side down.
+    (short,) = size
+    return (short, int(short * width / height)) if height <= width else (int(short * height / width), short)
+
+
+def check_resized(size: Sequence[int], height: int, width: int) -> None:
+    """Raise an error if an image would become too large.
+
+    Args:
+        size: As in :func:`resized`.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+
+    Raises:
+        ImageTooLargeError: If it would have more than 2²⁷ pixels.
+    """
+    rows, columns = resized(size, height, width)
+    if rows * columns > MAX_PIXELS:
+        msg = (
+            f"an image of {height} × {width} pixels would be resized to {rows} × {columns}, which is more than "
+            f"{MAX_PIXELS} pixels; crop it, cut it up, or use fewer tiles_per_side"
+        )
+        raise ImageTooLargeError(msg)
+
+
+def bound_resizing(transform: nn.Module | None) -> None:
+    """Make every resizing in a transform check the size of its result before it is made.
+
+    anomalib's data modules resize with the same object in the workers of the data loader, before any callback runs.
+
+    Args:
+        transform: Transform of images; ``None`` for identity.
+    """
+    for part in getattr(transform, "transforms", ()):
+        bound_resizing(part)
+    # A bound on the long side bounds the result, too.
+    is_bounded = not isinstance(transform, Resize) or transform.size is None or transform.max_size is not None
+    if not is_bounded and not getattr(transform, "_checks_result", False):
+        transform.register_forward_pre_hook(_check_inputs)
+        transform._checks_result = True  # noqa: SLF001 - our own mark, which torchvision does not print
+
+
+@contextmanager
+def naming(paths: Sequence[str] | None) -> Iterator[None]:
+    """Put the first of these files, if there are any, in front of an error about an image's size."""
+    try:
+        yield
+    except ImageTooLargeError as error:
+        if not paths:
+            raise
+        msg = f"{paths[0]}: {error}"
+        raise ImageTooLargeError(msg) from None
+
+
+def _check_inputs(resize: Resize, inputs: tuple) -> None:
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return
+    for value in inputs:
+        if isinstance(value, Tensor):
+            check_resized(resize.size, *value.shape[-2:])
 
 
 def resize_matrix(length: int, target: int, like: Tensor) -> Tensor:

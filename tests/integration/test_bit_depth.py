@@ -266,6 +266,20 @@ def test_a_run_ends_with_the_name_of_a_bad_file(make, values, error, workers, tm
         quiet_engine(tmp_path).predict(make(), data_path=tmp_path / "data" / "bad" / "3.tiff")
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_strip_that_would_fill_the_memory_is_named(make, dtype, tmp_path):
+    """anomalib's data modules resize in the loader; images of a path are resized by the callback."""
+    root = write_folder(tmp_path / "data", masks=False)
+    cv2.imwrite(str(root / "bad" / "3.png"), np.full((1, 500_000), np.iinfo(dtype).max, dtype))
+    datamodule = Folder(
+        "nuts", root=root, normal_dir="good", abnormal_dir="bad", val_split_mode="same_as_test", num_workers=0
+    )
+    error = r"bad/3\.png: an image of 1 × 500000 pixels would be resized to \d+ × \d+, which is more than"
+    for data in ({"datamodule": datamodule}, {"data_path": root / "bad" / "3.png"}):
+        with pytest.raises(ValueError, match=error):
+            quiet_engine(tmp_path).predict(make(tiles_per_side=1), **data)
+
+
 def test_synthetic_defects_on_misread_images(make, tmp_path):
     root = widen(write_folder(tmp_path / "data", masks=False))
     datamodule = Folder("nuts", root=root, normal_dir="good", val_split_mode="synthetic", num_workers=0, seed=0)

@@ -1,5 +1,9 @@
 """Resizing in exported graphs is that of the engine."""
 
+import copy
+import pickle
+from types import SimpleNamespace
+
 import pytest
 import torch
 from anomalib.data.transforms import ExportableCenterCrop
@@ -18,7 +22,15 @@ from torchvision.transforms.v2 import (
 )
 from torchvision.transforms.v2.functional import resize
 
-from anovl_plugin.components.pre_processor import AntialiasedPreProcessor, MatrixResize, resize_matrix
+from anovl_plugin.components.pre_processor import (
+    MAX_PIXELS,
+    AntialiasedPreProcessor,
+    ImageTooLargeError,
+    MatrixResize,
+    check_resized,
+    resize_matrix,
+    resized,
+)
 
 # To a width of one pixel torch itself goes wrong: it repeats one row.
 sides = st.integers(2, 150)
@@ -107,6 +119,58 @@ def test_a_checkpoint_without_a_transform_has_none():
     loaded = AntialiasedPreProcessor(Resize([8, 8]))
     loaded.load_checkpoint_config(config)
     assert loaded.transform is loaded.export_transform is None
+
+
+@given(sides, sides, sides)
+def test_size_of_the_result(short, height, width):
+    assert resized([short], height, width) == tuple(resize(torch.empty(1, height, width), [short]).shape[-2:])
+
+
+def test_largest_result():
+    check_resized([2**13], 10, 20)
+    with pytest.raises(ImageTooLargeError, match=f"10 × 21 pixels .* to 8192 × 17203, .* more than {MAX_PIXELS} pix"):
+        check_resized([2**13], 10, 21)
+    check_resized([8, 8], 1, 10**9)
+
+
+def pickled(pre_processor):
+    return pickle.loads(pickle.dumps(pre_processor))  # noqa: S301 - written here
+
+
+TOO_LARGE = r"an image of 1 × 10000 pixels would be resized to 720 × 7200000, .*; crop it, cut it up, or use fewer"
+
+
+@pytest.mark.parametrize("of", [lambda it: it, lambda it: Compose([it]), lambda it: Compose([Compose([it])])])
+@pytest.mark.parametrize("clone", [lambda it: it, copy.deepcopy, pickled])
+def test_an_image_that_would_fill_the_memory(of, clone):
+    pre_processor, strip = clone(AntialiasedPreProcessor(of(Resize([720])))), torch.zeros(1, 3, 1, 10_000)
+    with pytest.raises(ValueError, match=f"^{TOO_LARGE}") as caught:
+        pre_processor(strip)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=f"^{TOO_LARGE}"):
+        pre_processor.transform(strip)
+    for stage in ("validation", "test", "predict"):
+        for paths, start in ((["a.png", "b.png"], "a.png: "), (None, "")):
+            batch = SimpleNamespace(image=strip, gt_mask=None, image_path=paths)
+            with pytest.raises(ValueError, match=f"^{start}{TOO_LARGE}"):
+                getattr(pre_processor, f"on_{stage}_batch_start")(None, None, batch, 0)
+
+
+def test_a_bound_on_the_long_side_is_enough():
+    strip = torch.zeros(1, 3, 20, 10_000)
+    assert AntialiasedPreProcessor(Resize(719, max_size=720)).transform(strip).shape[-1] == 720
+
+
+def test_a_transform_checks_its_result_once_however_often_it_is_set():
+    transform = Resize([8])
+    pre_processor = AntialiasedPreProcessor(transform)
+    pre_processor.set_transform(transform)
+    assert len(transform._forward_pre_hooks) == 1
+
+
+def test_a_graph_holds_no_check():
+    program = torch.export.export(AntialiasedPreProcessor(Resize([8])), (torch.rand(1, 3, 20, 30),))
+    assert program.module()(torch.rand(1, 3, 20, 30)).shape == (1, 3, 8, 12)
 
 
 def test_no_transform():
