@@ -71,6 +71,17 @@ def make(weights_of):
     return make_model
 
 
+@pytest.fixture
+def replace_loading(monkeypatch):
+    """Return a function that has models call another function than ``load_backbone``."""
+
+    def replace(load) -> None:
+        for module in ("torch_model", "vision.image_tower"):
+            monkeypatch.setattr(f"anovl_plugin.{module}.load_backbone", load)
+
+    return replace
+
+
 @pytest.fixture(scope="session")
 def bottles(tmp_path_factory):
     """Return a function that creates a datamodule of one small MVTec AD tree, which no test changes."""

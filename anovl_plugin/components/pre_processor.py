@@ -9,9 +9,11 @@ from anomalib.data import Batch
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
-from torchvision.transforms.v2 import Compose, InterpolationMode, Resize, Transform
+from torchvision.transforms.v2 import Compose, InterpolationMode, Normalize, Resize, Transform
 
 from anovl_plugin.hosts.anomalib import can_be_saved, get_exportable_transform, set_transforms
+from anovl_plugin.torch_model import AnoVLModel
+from anovl_plugin.vision.tiles import short_side
 
 _UNSAVED = "unsaved"
 # Pixels of a resized image: 1.6 GB as float32. The largest square image that 64 tiles of 240 pixels per side need.
@@ -103,6 +105,19 @@ def unsaved_part(transform: Transform | None) -> str | None:
         return None
     parts = transform.transforms if isinstance(transform, Compose) else []
     return next((name for name in map(unsaved_part, parts) if name is not None), type(transform).__name__)
+
+
+def default_transform(model: AnoVLModel, image_size: tuple[int, int] | None = None) -> Compose:
+    """Return bilinear resizing to a model's size (with tiles: of the short side, to hold them) and its normalization.
+
+    Args:
+        model: The model.
+        image_size: Height and width in pixels to resize to instead. Default: the model's own.
+    """
+    size = list(image_size or model.image_size)
+    if image_size is None and model.tiles_per_side is not None:
+        size = [short_side(size[0], model.tiles_per_side)]
+    return Compose([Resize(size, antialias=True), Normalize(list(model.mean), list(model.std))])
 
 
 class MatrixResize(nn.Module):

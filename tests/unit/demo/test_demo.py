@@ -228,7 +228,7 @@ def aurocs(category, root, forwards, monkeypatch):
     (batch,) = surfaces.test_dataloader()
     images, masks = model.pre_processor.transform(batch.image, batch.gt_mask)
     for forward in forwards:
-        monkeypatch.setattr("anovl_plugin.torch_model.value_wise_forward", forward)
+        monkeypatch.setattr("anovl_plugin.vision.image_tower.value_wise_forward", forward)
         found = model.model(images)
         pixels = binary_auroc(found.anomaly_map.flatten(), masks.flatten().int())
         yield torch.stack([binary_auroc(found.pred_score, batch.gt_label.int()), pixels])

@@ -108,11 +108,11 @@ def test_a_score_of_the_map_is_that_of_the_adapted_map(kind, image_score, source
     assert (adapted.pred_score - plain.pred_score).abs().max() > 1e-4
     # Back from what is shown to margins.
     offsets = adapted.anomaly_map.double() - 0.5
-    score = map_score(model.temperature * 2 * offsets / (1 - 2 * offsets.abs()), 0.1)
+    score = map_score(model.image_tower.temperature * 2 * offsets / (1 - 2 * offsets.abs()), 0.1)
     if isinstance(image_score, CombinedScore):
         itself = AnoVLModel(source[0], pretrained=source[1], class_name="bottle")(images).pred_score.double() - 0.5
-        score = (score + model.temperature * 2 * itself / (1 - 2 * itself.abs())) / 2
-    assert_close(adapted.pred_score, to_probability(score, model.temperature).float(), **WITHIN)
+        score = (score + model.image_tower.temperature * 2 * itself / (1 - 2 * itself.abs())) / 2
+    assert_close(adapted.pred_score, to_probability(score, model.image_tower.temperature).float(), **WITHIN)
 
 
 def test_a_users_own_adaptation_reaches_the_map(source):

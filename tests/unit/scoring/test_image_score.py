@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from anovl_plugin import AnoVL, torch_model
+from anovl_plugin import AnoVL
 from anovl_plugin.config import to_config
 from anovl_plugin.scoring.image_score import CombinedScore, GlobalScore, MapScore
 from anovl_plugin.scoring.scores import check_fraction, map_score
 from anovl_plugin.torch_model import AnoVLModel
+from anovl_plugin.vision import image_tower
 from tests.helpers import reference, reference_views, trees
 from tests.helpers.runs import assert_same, run_predict, run_test
 
@@ -52,7 +53,7 @@ def make(source):
         if key not in models:
             models[key] = AnoVLModel(source[0], pretrained=source[1], **options)
             models[key].text_bank.load_state_dict(bank.state_dict())
-            models[key].load(text=False)
+            models[key].image_tower.load()
         return models[key]
 
     return make_model
@@ -88,13 +89,13 @@ def traffic(monkeypatch):
     two_paths, ordinary = [], []
 
     def spy_on(name, calls):
-        forward = getattr(torch_model, name)
+        forward = getattr(image_tower, name)
 
         def spy(visual, images):
             calls.append(len(images))
             return forward(visual, images)
 
-        monkeypatch.setattr(torch_model, name, spy)
+        monkeypatch.setattr(image_tower, name, spy)
 
     spy_on("value_wise_forward", two_paths)
     spy_on("class_token_forward", ordinary)
