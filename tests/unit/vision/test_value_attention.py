@@ -181,7 +181,7 @@ def test_both_residuals_agree_where_queries_and_keys_are_the_values(visual):
 
 @settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 2**31), number=st.integers(1, 5), order=st.randoms(use_true_random=False))
-def test_an_image_does_not_depend_on_its_neighbours_or_its_place(visual, seed, number, order):
+def test_an_image_does_not_depend_on_its_neighbors_or_its_place(visual, seed, number, order):
     images, places = images_for(visual, number, seed), list(range(number))
     order.shuffle(places)
     together = value_wise_forward(visual, images[places])
