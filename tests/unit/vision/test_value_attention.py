@@ -98,6 +98,7 @@ def test_patches_come_row_by_row(clip):
     assert moved.nonzero().flatten().tolist() == [1 + columns + 2]
 
 
+@pytest.mark.slow
 def test_real_architecture_equals_the_reference():
     with torch.random.fork_rng():
         torch.manual_seed(5)
