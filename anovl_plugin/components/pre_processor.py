@@ -60,17 +60,17 @@ class AntialiasedPreProcessor(PreProcessor):
         Raises:
             ImageTooLargeError: If its images would become too large; names the first file.
         """
-        with naming(batch.image_path):
+        with naming(batch["image_path"]):
             super().on_validation_batch_start(trainer, pl_module, batch, *indices)
 
     def on_test_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, *indices: int) -> None:
         """Apply the transform to a batch, as in validation."""
-        with naming(batch.image_path):
+        with naming(batch["image_path"]):
             super().on_test_batch_start(trainer, pl_module, batch, *indices)
 
     def on_predict_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, *indices: int) -> None:
         """Apply the transform to a batch, as in validation."""
-        with naming(batch.image_path):
+        with naming(batch["image_path"]):
             super().on_predict_batch_start(trainer, pl_module, batch, *indices)
 
     def checkpoint_config(self) -> dict[str, Any]:
@@ -199,9 +199,10 @@ def bound_resizing(transform: nn.Module | None) -> None:
     """
     for part in getattr(transform, "transforms", ()):
         bound_resizing(part)
+    if not isinstance(transform, Resize) or getattr(transform, "_checks_result", False):
+        return
     # A bound on the long side bounds the result, too.
-    is_bounded = not isinstance(transform, Resize) or transform.size is None or transform.max_size is not None
-    if not is_bounded and not getattr(transform, "_checks_result", False):
+    if transform.size is not None and transform.max_size is None:
         transform.register_forward_pre_hook(_check_inputs)
         transform._checks_result = True  # noqa: SLF001 - our own mark, which torchvision does not print
 
@@ -262,7 +263,12 @@ def exportable(transform: Transform | None) -> nn.Module | None:
         return Compose([exportable(part) for part in transform.transforms])
     # The mode is an int, a str or an enum, as it was passed.
     bilinear = (InterpolationMode.BILINEAR, InterpolationMode.BILINEAR.value, 2)
-    usual = isinstance(transform, Resize) and transform.interpolation in bilinear
-    if usual and transform.antialias and transform.size is not None and transform.max_size is None:
+    if (
+        isinstance(transform, Resize)
+        and transform.interpolation in bilinear
+        and transform.antialias
+        and transform.size is not None
+        and transform.max_size is None
+    ):
         return MatrixResize(transform)
     return get_exportable_transform(transform)

@@ -21,7 +21,9 @@ class TextTower(nn.Module):
         tokenizer: Turns a list of sentences into token ids (K, L), as ``open_clip.get_tokenizer`` returns it.
     """
 
-    def __init__(self, clip: nn.Module, tokenizer: Callable[[list[str]], Tensor]) -> None:
+    def __init__(
+        self, clip: open_clip.CLIP | open_clip.CustomTextCLIP, tokenizer: Callable[[list[str]], Tensor]
+    ) -> None:
         super().__init__()
         self.clip = clip
         self.tokenizer = tokenizer

@@ -2,10 +2,10 @@
 
 import copy
 import pickle
-from types import SimpleNamespace
 
 import pytest
 import torch
+from anomalib.data import ImageBatch
 from anomalib.data.transforms import ExportableCenterCrop
 from hypothesis import given
 from hypothesis import strategies as st
@@ -143,7 +143,7 @@ TOO_LARGE = r"an image of 1 × 10000 pixels would be resized to 720 × 7200000, 
 @pytest.mark.parametrize("of", [lambda it: it, lambda it: Compose([it]), lambda it: Compose([Compose([it])])])
 @pytest.mark.parametrize("clone", [lambda it: it, copy.deepcopy, pickled])
 def test_an_image_that_would_fill_the_memory(of, clone):
-    pre_processor, strip = clone(AntialiasedPreProcessor(of(Resize([720])))), torch.zeros(1, 3, 1, 10_000)
+    pre_processor, strip = clone(AntialiasedPreProcessor(of(Resize([720])))), torch.zeros(2, 3, 1, 10_000)
     with pytest.raises(ValueError, match=f"^{TOO_LARGE}") as caught:
         pre_processor(strip)
     assert "\n" not in str(caught.value)
@@ -151,7 +151,7 @@ def test_an_image_that_would_fill_the_memory(of, clone):
         pre_processor.transform(strip)
     for stage in ("validation", "test", "predict"):
         for paths, start in ((["a.png", "b.png"], "a.png: "), (None, "")):
-            batch = SimpleNamespace(image=strip, gt_mask=None, image_path=paths)
+            batch = ImageBatch(image=strip, image_path=paths)
             with pytest.raises(ValueError, match=f"^{start}{TOO_LARGE}"):
                 getattr(pre_processor, f"on_{stage}_batch_start")(None, None, batch, 0)
 

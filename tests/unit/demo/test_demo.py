@@ -154,6 +154,7 @@ def test_train_and_test_parts_are_disjoint(category):
     assert bottom <= other_top or other_bottom <= top or right <= other_left or other_right <= left
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_same_images(root, tmp_path):
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(2)
@@ -234,6 +235,7 @@ def aurocs(category, root, forwards, monkeypatch):
         yield torch.stack([binary_auroc(found.pred_score, batch.gt_label.int()), pixels])
 
 
+@pytest.mark.slow
 def test_demo_accuracy_is_high_and_needs_the_value_wise_path(root, monkeypatch):
     forwards = (value_wise_forward, original_forward)
     found = torch.stack([torch.stack(list(aurocs(c, root, forwards, monkeypatch))) for c in PHOTOGRAPHS])

@@ -40,6 +40,7 @@ def trained(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_open_clip_loads_the_weights(trained):
     clip = open_clip.create_model(DEMO_BACKBONE, pretrained=str(trained / "demo.safetensors"))
     assert clip.logit_scale.exp().item() == pytest.approx(SCALE, rel=1e-3)
@@ -48,6 +49,7 @@ def test_open_clip_loads_the_weights(trained):
     assert 100 < used.sum() < 1000
 
 
+@pytest.mark.slow
 def test_images_are_stored(trained):
     surfaces = Surfaces(*torch.load(trained / "surfaces-24-3.pt"))
     assert surfaces.images.shape == (24, 3, 96, 96)
@@ -58,6 +60,7 @@ def test_images_are_stored(trained):
         assert surfaces.families[index] == family
 
 
+@pytest.mark.slow
 def test_resumed_run_equals_unbroken_run(trained, tmp_path, monkeypatch):
     shutil.copy(trained / "surfaces-24-3.pt", tmp_path)
     step_as_it_is = training.training_step
@@ -78,11 +81,13 @@ def test_resumed_run_equals_unbroken_run(trained, tmp_path, monkeypatch):
     assert_close(resumed, unbroken, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_checkpoint_of_other_settings_is_an_error(trained):
     with pytest.raises(ValueError, match=r"is from a run with .*; use the same settings, or another work folder"):
         train(trained / "demo.safetensors", trained, **(SETTINGS | {"steps": 9}))
 
 
+@pytest.mark.slow
 def test_finished_run_writes_its_weights_again(trained):
     weights = load_file(trained / "demo.safetensors")
     train(trained / "again.safetensors", trained, **SETTINGS)

@@ -334,6 +334,7 @@ def metrics_in(text):
     return {name: float(value) for name, value in re.findall(r"(\w+_(?:AUROC|F1Score))\W+([\d.]+)", text)}
 
 
+@pytest.mark.slow
 def test_command_line_takes_an_adaptation(tmp_path):
     words = ["--model.domain", "texture", "--model.adaptation", "LinearAdapter", "--model.adaptation.steps", "1"]
     done = run([*COMMAND, *words, "--data", "anovl_plugin.demo.DemoSurfaces"], tmp_path)
@@ -345,6 +346,7 @@ def test_command_line_takes_an_adaptation(tmp_path):
     assert saved["adaptation"]["init_args"] == vars(LinearAdapter(steps=1))
 
 
+@pytest.mark.slow
 def test_command_line_names_a_class_that_is_none(tmp_path):
     done = run([*COMMAND, "--model.adaptation", "Nope", "--data", "anovl_plugin.demo.DemoSurfaces"], tmp_path)
     assert done.returncode != 0
@@ -366,6 +368,7 @@ if engine.trainer.is_global_zero:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_finds(data, tmp_path):
     # 6 images, so that each process gets 3 and none comes twice.
     options = {"image_score": "both", "adaptation": TextAdapter(steps=2)}

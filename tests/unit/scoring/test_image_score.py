@@ -173,7 +173,7 @@ def test_own_views_are_averaged_wherever_the_image_stands(place, make, source, i
     transforms = [
         lambda image: image,
         reference_views.flipped,
-        reference_views.grey,
+        reference_views.gray,
         lambda image: reference_views.turned(image, torch.pi / 8),
     ]
     expected = [sum(score_view(transform(image.double())) for transform in transforms) / 4 for image in images]

@@ -98,6 +98,7 @@ def test_patches_come_row_by_row(clip):
     assert moved.nonzero().flatten().tolist() == [1 + columns + 2]
 
 
+@pytest.mark.slow
 def test_real_architecture_equals_the_reference():
     with torch.random.fork_rng():
         torch.manual_seed(5)
@@ -181,7 +182,7 @@ def test_both_residuals_agree_where_queries_and_keys_are_the_values(visual):
 
 @settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 2**31), number=st.integers(1, 5), order=st.randoms(use_true_random=False))
-def test_an_image_does_not_depend_on_its_neighbours_or_its_place(visual, seed, number, order):
+def test_an_image_does_not_depend_on_its_neighbors_or_its_place(visual, seed, number, order):
     images, places = images_for(visual, number, seed), list(range(number))
     order.shuffle(places)
     together = value_wise_forward(visual, images[places])
