@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
+from anovl_plugin.components.arguments import check_components
 from anovl_plugin.components.bit_depth import with_full_bit_depth
 from anovl_plugin.components.checkpoint import (
     CheckpointError,
@@ -29,7 +30,8 @@ from anovl_plugin.components.distributed import UnpaddedEvaluationSampler
 from anovl_plugin.components.export import check_exportable, check_openvino, quiet_exporter
 from anovl_plugin.components.post_processor import ZeroShotPostProcessor
 from anovl_plugin.components.pre_processor import AntialiasedPreProcessor
-from anovl_plugin.config import is_loading_checkpoint, loading_checkpoint, to_config
+from anovl_plugin.components.validation import OptionalValidation
+from anovl_plugin.config import is_loading_checkpoint, loading_checkpoint, shown, to_config
 from anovl_plugin.hosts.lightning import attached_trainer
 from anovl_plugin.scoring.adaptation import Adaptation
 from anovl_plugin.scoring.image_score import GlobalScore, ImageScore, ImageScoreName
@@ -62,8 +64,8 @@ class AnoVL(AnomalibModule):
         image_score: What scores an image: ``global``, its class token, which is the paper's; ``map``, its map;
             ``both``, their mean; or ``GlobalScore``, ``MapScore``, ``CombinedScore`` with settings of their own.
             Default: ``global``.
-        tiles_per_side: Square tiles of the CLIP's size along the short side of an image, for large images and small
-            defects: 1 is the published procedure for VisA, more see finer; the long side uses as many more as it
+        tiles_per_side: Square tiles of the CLIP's size along the short side of an image, 1 to 64, for large images and
+            small defects: 1 is the published procedure for VisA, more see finer; the long side uses as many more as it
             needs. Default: none, an image is resized to one tile, whatever its shape.
         adaptation: What adapts each image's patch tokens at test time, and so its map: ``TextAdapter`` (the paper's
             for MVTec AD), ``LinearAdapter`` (for VisA), or the class path of your own. Default: nothing.
@@ -106,15 +108,12 @@ class AnoVL(AnomalibModule):
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
-        super().__init__(
-            pre_processor=pre_processor, post_processor=post_processor, evaluator=evaluator, visualizer=visualizer
-        )
         if class_name is not None:
             check_class_name(class_name)
         if not isinstance(save_backbone, bool):
-            msg = f"save_backbone is {save_backbone!r}, but must be true or false"
+            msg = f"save_backbone is {shown(save_backbone)}, but must be true or false"
             raise TypeError(msg)
-        self.model = AnoVLModel(
+        model = AnoVLModel(
             backbone,
             domain=domain,
             pretrained=pretrained,
@@ -123,6 +122,10 @@ class AnoVL(AnomalibModule):
             tiles_per_side=tiles_per_side,
             adaptation=adaptation,
         )
+        components = check_components(pre_processor, post_processor, evaluator, visualizer)
+        # Afterwards, as anomalib copies all arguments, whatever they are.
+        super().__init__(**components)
+        self.model = model
         self._use_settings(_settings_of(self.model, class_name, domain, save_backbone))
         # The class of the text bank that came with a checkpoint.
         self._checkpoint_class: str | None = None
@@ -147,8 +150,8 @@ class AnoVL(AnomalibModule):
         return {}
 
     def configure_callbacks(self) -> list[Callback]:
-        """Return anomalib's callbacks, made to read images of any bit depth, and one that shares images out."""
-        return [*with_full_bit_depth(super().configure_callbacks()), UnpaddedEvaluationSampler()]
+        """Return anomalib's callbacks, made to read images of any bit depth, and those that handle a run's data."""
+        return [*with_full_bit_depth(super().configure_callbacks()), UnpaddedEvaluationSampler(), OptionalValidation()]
 
     def configure_pre_processor(self, image_size: tuple[int, int] | None = None) -> AntialiasedPreProcessor:  # type: ignore[override] # ours needs the CLIP
         """Return the default pre-processor: bilinear resizing to the model's size, and CLIP's normalization.

@@ -64,8 +64,8 @@ class AnoVLModel(nn.Module):
         image_size: Height and width (or one number for both) in pixels. Default: the architecture's own.
         image_score: What scores an image: ``global``, ``map``, ``both``, or an :class:`ImageScore`. Default:
             ``global``.
-        tiles_per_side: Tiles of :attr:`image_size` along the short side of an image. Default: none, images are not
-            cut.
+        tiles_per_side: Tiles of :attr:`image_size` along the short side of an image, 1 to 64. Default: none, images are
+            not cut.
         adaptation: What adapts an image's patch tokens before they are scored. Default: nothing.
 
     Attributes:
