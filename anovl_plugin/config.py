@@ -168,7 +168,8 @@ def cause_of(error: BaseException) -> str:
 
 
 def _shorten(text: str, limit: int = 100) -> str:
-    line = " ".join(text[: 10 * limit].split())
+    # Spaces within a value are part of it.
+    line = " ".join(filter(None, map(str.strip, text[: 10 * limit].splitlines())))
     return line if len(line) <= limit else f"{line[: limit - 1]}…"
 
 

@@ -1,6 +1,6 @@
 """AnoVL as an anomalib model: ``anomalib test --model AnoVL``."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from anomalib import LearningType
@@ -13,6 +13,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 
+from anovl_plugin.components.arguments import check_components
 from anovl_plugin.components.bit_depth import with_full_bit_depth
 from anovl_plugin.components.checkpoint import CheckpointMixin
 from anovl_plugin.components.distributed import UnpaddedEvaluationSampler
@@ -20,7 +21,8 @@ from anovl_plugin.components.export import TextBankExportMixin
 from anovl_plugin.components.post_processor import ZeroShotPostProcessor
 from anovl_plugin.components.pre_processor import AntialiasedPreProcessor, default_transform
 from anovl_plugin.components.settings import settings_of
-from anovl_plugin.config import is_loading_checkpoint
+from anovl_plugin.components.validation import OptionalValidation
+from anovl_plugin.config import is_loading_checkpoint, shown
 from anovl_plugin.scoring.adaptation import Adaptation
 from anovl_plugin.scoring.image_score import ImageScore, ImageScoreName
 from anovl_plugin.text.prompts import Domain, check_class_name
@@ -51,8 +53,8 @@ class AnoVL(TextBankExportMixin, CheckpointMixin, AnomalibModule):
         image_score: What scores an image: ``global``, its class token, which is the paper's; ``map``, its map;
             ``both``, their mean; or ``GlobalScore``, ``MapScore``, ``CombinedScore`` with settings of their own.
             Default: ``global``.
-        tiles_per_side: Square tiles of the CLIP's size along the short side of an image, for large images and small
-            defects: 1 is the published procedure for VisA, more see finer; the long side uses as many more as it
+        tiles_per_side: Square tiles of the CLIP's size along the short side of an image, 1 to 64, for large images and
+            small defects: 1 is the published procedure for VisA, more see finer; the long side uses as many more as it
             needs. Default: none, an image is resized to one tile, whatever its shape.
         adaptation: What adapts each image's patch tokens at test time, and so its map: ``TextAdapter`` (the paper's
             for MVTec AD), ``LinearAdapter`` (for VisA), or the class path of your own. Default: nothing.
@@ -95,15 +97,12 @@ class AnoVL(TextBankExportMixin, CheckpointMixin, AnomalibModule):
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
-        super().__init__(
-            pre_processor=pre_processor, post_processor=post_processor, evaluator=evaluator, visualizer=visualizer
-        )
         if class_name is not None:
             check_class_name(class_name)
         if not isinstance(save_backbone, bool):
-            msg = f"save_backbone is {save_backbone!r}, but must be true or false"
+            msg = f"save_backbone is {shown(save_backbone)}, but must be true or false"
             raise TypeError(msg)
-        self.model = AnoVLModel(
+        model = AnoVLModel(
             backbone,
             domain=domain,
             pretrained=pretrained,
@@ -112,6 +111,10 @@ class AnoVL(TextBankExportMixin, CheckpointMixin, AnomalibModule):
             tiles_per_side=tiles_per_side,
             adaptation=adaptation,
         )
+        components = check_components(pre_processor, post_processor, evaluator, visualizer)
+        # Afterwards, as anomalib copies all arguments, whatever they are.
+        super().__init__(**components)
+        self.model = model
         self.save_hyperparameters(settings_of(self.model, class_name, domain, save_backbone))
         self.has_default_pre_processor = pre_processor is True
         self._was_given_pre_processor = not isinstance(pre_processor, bool)
@@ -129,8 +132,12 @@ class AnoVL(TextBankExportMixin, CheckpointMixin, AnomalibModule):
         return {}
 
     def configure_callbacks(self) -> list[Callback]:
-        """Return anomalib's callbacks, made to read images of any bit depth, and one that shares images out."""
-        return [*with_full_bit_depth(super().configure_callbacks()), UnpaddedEvaluationSampler()]
+        """Return anomalib's callbacks, made to read images of any bit depth, and those that handle a run's data."""
+        return [
+            *with_full_bit_depth(cast("list[Callback]", super().configure_callbacks())),
+            UnpaddedEvaluationSampler(),
+            OptionalValidation(),
+        ]
 
     def configure_pre_processor(self, image_size: tuple[int, int] | None = None) -> AntialiasedPreProcessor:  # type: ignore[override] # ours needs the CLIP
         """Return the default pre-processor: bilinear resizing to the model's size, and CLIP's normalization.
@@ -229,9 +236,10 @@ class AnoVL(TextBankExportMixin, CheckpointMixin, AnomalibModule):
         try:
             predictions = self.model(batch.image)
         except NonFiniteImageError as error:
-            if not batch.image_path:
+            paths = getattr(batch, "image_path", None)
+            if not paths:
                 raise
-            names = ", ".join(str(batch.image_path[index]) for index in error.indices)
+            names = ", ".join(str(paths[index]) for index in error.indices)
             msg = (
                 f"{names}: scores are not finite: pixels are NaN, infinite or far out of range, or precision is too low"
             )

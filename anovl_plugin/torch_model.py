@@ -16,7 +16,7 @@ from anovl_plugin.scoring.image_score import ImageScore, ImageScoreName, mean_ov
 from anovl_plugin.scoring.scores import abnormality_margin, margin_map, to_probability
 from anovl_plugin.text.prompts import Domain, check_class_name, resolve_domain
 from anovl_plugin.text.text_bank import TextBank
-from anovl_plugin.text.text_tower import LazyTextTower, TextTower
+from anovl_plugin.text.text_tower import LazyTextTower, TextTower, Tokenizer
 from anovl_plugin.vision.backbone import (
     DEFAULT_BACKBONE,
     DEFAULT_PRETRAINED,
@@ -61,8 +61,8 @@ class AnoVLModel(nn.Module):
         image_size: Height and width (or one number for both) in pixels. Default: the architecture's own.
         image_score: What scores an image: ``global``, ``map``, ``both``, or an :class:`ImageScore`. Default:
             ``global``.
-        tiles_per_side: Tiles of :attr:`image_size` along the short side of an image. Default: none, images are not
-            cut.
+        tiles_per_side: Tiles of :attr:`image_size` along the short side of an image, 1 to 64. Default: none, images are
+            not cut.
         adaptation: What adapts an image's patch tokens before they are scored. Default: nothing.
 
     Attributes:
@@ -297,7 +297,7 @@ def check_images(images: Tensor) -> None:
 
 
 def _text_tower_of(loaded: Backbone) -> TextTower:
-    return TextTower(loaded.clip, loaded.tokenizer)
+    return TextTower(loaded.clip, cast("Tokenizer", loaded.tokenizer))
 
 
 def _load_text_tower(backbone: str, pretrained: str | None) -> TextTower:

@@ -1,11 +1,10 @@
 """Checkpoints that hold the whole truth: settings, text bank, and which CLIP, or the CLIP itself."""
 
 import warnings
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from anomalib.data import AnomalibDataModule
 from anomalib.pre_processing import PreProcessor
-from typing_extensions import Self
 
 from anovl_plugin.components.mixin import ModelMixin
 from anovl_plugin.components.post_processor import ZeroShotPostProcessor
@@ -56,7 +55,7 @@ class CheckpointMixin(ModelMixin):
         return getattr(self.datamodule, "category", None) or None
 
     @classmethod
-    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Self:
+    def load_from_checkpoint(cls: type[Model], *args: Any, **kwargs: Any) -> Model:  # noqa: PYI019 - from Python 3.11
         """Return the model that wrote a checkpoint.
 
         Nothing that the checkpoint names is imported: its adaptation must be a class of this package, or one that the
@@ -70,7 +69,7 @@ class CheckpointMixin(ModelMixin):
             CheckpointError: If another model wrote the checkpoint.
         """
         with loading_checkpoint():
-            return super().load_from_checkpoint(*args, **kwargs)
+            return cast("Model", super().load_from_checkpoint(*args, **kwargs))
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return the settings, for the state dict."""
@@ -135,11 +134,11 @@ class CheckpointMixin(ModelMixin):
                 self.set_default_transform()
         super().on_load_checkpoint(checkpoint)
         # anomalib drops a component that the checkpoint's model did not have, but not its callback.
-        trainer = attached_trainer(self)
+        callbacks = getattr(attached_trainer(self), "callbacks", [])
         for component in components:
             kept = component in (self.pre_processor, self.post_processor)
-            if trainer is not None and not kept and component in trainer.callbacks:
-                trainer.callbacks.remove(component)
+            if not kept and component in callbacks:
+                callbacks.remove(component)
         self._update_dataset_resizing()
 
     def set_default_transform(self) -> None:

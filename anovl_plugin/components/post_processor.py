@@ -48,11 +48,11 @@ class ZeroShotPostProcessor(PostProcessor):
             validation on images without masks, and the other way round. Defaults to False, unlike anomalib's: image
             scores and pixel scores are distributed differently, and on the demo images 0.5 gives better masks.
         image_sensitivity: How readily images are called abnormal, from 0 (never) to 1 (always). Defaults to 0.5.
-        pixel_sensitivity: The same for pixels. Defaults to 0.5.
+        pixel_sensitivity: The same for pixels, from 0 to 1. Defaults to 0.5.
         image_threshold: Score before normalization above which an image is abnormal, between 0 and 1. It is used
             whatever validation data say, and in exported models. Defaults to None, for the threshold of the validation
             data, or 0.5 without any.
-        pixel_threshold: The same for pixels. Defaults to None.
+        pixel_threshold: The same for pixels, between 0 and 1. Defaults to None.
 
     Raises:
         TypeError: If an argument has the wrong type.

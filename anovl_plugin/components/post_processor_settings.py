@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from numbers import Real
-from reprlib import Repr
 from typing import Any
 
 import torch
+
+from anovl_plugin.config import shown
 
 
 def check_settings(settings: Mapping[str, Any], origin: str = "") -> dict[str, Any]:
@@ -20,7 +21,7 @@ def check_settings(settings: Mapping[str, Any], origin: str = "") -> dict[str, A
 
 def _check_flag(name: str, value: object) -> bool:
     if not isinstance(value, bool):
-        msg = f"{name} is {_show(value)}, but must be a bool; use True or False"
+        msg = f"{name} is {shown(value)}, but must be a bool; use True or False"
         raise TypeError(msg)
     return value
 
@@ -28,7 +29,7 @@ def _check_flag(name: str, value: object) -> bool:
 def _check_sensitivity(name: str, value: object) -> float:
     number = _check_real(name, value, "a number from 0 to 1; the default is 0.5")
     if not 0 <= number <= 1:
-        msg = f"{name} is {_show(value)}, but must lie in [0, 1]; the default is 0.5"
+        msg = f"{name} is {shown(value)}, but must lie in [0, 1]; the default is 0.5"
         raise ValueError(msg)
     return float(number)
 
@@ -39,14 +40,14 @@ def _check_threshold(name: str, value: object) -> float | None:
     number = _check_real(name, value, "a number between 0 and 1, or None for the threshold of the validation data")
     # float32 is what scores are compared in; it rounds 1 - 1e-9 to 1.
     if not 0 < number < 1 or torch.tensor(float(number)).item() in {0, 1}:
-        msg = f"{name} is {_show(value)}, but must lie between 0 and 1, as scores do; leave it out to use 0.5"
+        msg = f"{name} is {shown(value)}, but must lie between 0 and 1, as scores do; leave it out to use 0.5"
         raise ValueError(msg)
     return float(number)
 
 
 def _check_real(name: str, value: object, expected: str) -> Any:  # a Real, whose comparisons type checkers do not know
     if isinstance(value, bool) or not isinstance(value, Real):
-        msg = f"{name} is {_show(value)}, but must be {expected}"
+        msg = f"{name} is {shown(value)}, but must be {expected}"
         raise TypeError(msg)
     return value
 
@@ -58,12 +59,3 @@ _CHECKS = {
     "sensitivity": _check_sensitivity,
     "threshold": _check_threshold,
 }
-
-
-def _show(value: object) -> str:
-    """Return a short representation of any value, on one line."""
-    try:
-        return " ".join(Repr().repr(value).split())
-    except ValueError:
-        # Python does not print integers of thousands of digits.
-        return f"a huge {type(value).__name__}"

@@ -61,7 +61,7 @@ class DemoSurfaces(MVTecAD):
 
     Args:
         root: Folder for the images. Default: a folder in anomalib's dataset cache.
-        category: ``brick``, ``grass``, ``gravel`` or ``wood``. Default: ``brick``.
+        category: Surface, ``brick``, ``grass``, ``gravel`` or ``wood``. Default: ``brick``.
         train_batch_size: Images per training batch, at least 1. Default: 32.
         eval_batch_size: Images per validation or test batch, at least 1. Default: 32.
         num_workers: Processes that read images, 0 to 1024. Default: 0, none; the images are small.

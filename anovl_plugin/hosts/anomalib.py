@@ -1,5 +1,6 @@
 """What the package uses of anomalib beyond its public API."""
 
+from anomalib.data import AnomalibDataModule
 from anomalib.data.utils.tiler import ImageUpscaleMode, Tiler
 from anomalib.metrics import F1AdaptiveThreshold, MinMax
 from anomalib.post_processing import PostProcessor
@@ -17,6 +18,7 @@ __all__ = [
     "count_tiles",
     "get_datasets_dir",
     "get_exportable_transform",
+    "lacks_validation_set",
     "range_metrics",
     "replace_threshold_metrics",
     "set_transforms",
@@ -49,6 +51,12 @@ def set_transforms(pre_processor: PreProcessor, transform: Transform | None, exp
     """
     pre_processor.transform = transform
     pre_processor.export_transform = export
+
+
+def lacks_validation_set(datamodule: object) -> bool:
+    """Return whether a data module of anomalib's that has been set up has no validation set to make a loader of."""
+    makes_loader_of_set = getattr(type(datamodule), "val_dataloader", None) is AnomalibDataModule.val_dataloader
+    return makes_loader_of_set and not hasattr(datamodule, "val_data")
 
 
 def validated_thresholds(post_processor: PostProcessor) -> tuple[Tensor, Tensor]:

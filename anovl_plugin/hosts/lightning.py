@@ -16,6 +16,7 @@ __all__ = [
     "attached_trainer",
     "replace_sampler",
     "shares_images_out",
+    "use_validation_data_of",
 ]
 
 
@@ -35,6 +36,12 @@ def replace_sampler(loader: DataLoader, sampler: Sampler | Iterable) -> DataLoad
 def shares_images_out(trainer: Trainer) -> bool:
     """Return whether the trainer divides the images of an evaluation among several processes."""
     return trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler
+
+
+def use_validation_data_of(trainer: Trainer, module: LightningModule) -> None:
+    """Take the validation data of a run from a module, not from the data module; the next run starts afresh."""
+    for loop in (trainer.validate_loop, trainer.fit_loop.epoch_loop.val_loop):
+        loop._data_source.instance = module
 
 
 class LoaderCallback(Callback, ABC):

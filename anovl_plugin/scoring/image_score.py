@@ -112,7 +112,7 @@ class CombinedScore(ImageScore):
 
     Args:
         views: Views that the class token is averaged over, as for :class:`GlobalScore`. Default: ``single``.
-        top_fraction: Share of the map that is averaged, as for :class:`MapScore`. Default: 0.
+        top_fraction: Share of the map that is averaged, in [0, 1], as for :class:`MapScore`. Default: 0.
 
     Raises:
         TypeError: If an argument has the wrong type.

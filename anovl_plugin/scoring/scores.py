@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from anovl_plugin.config import shown
+
 
 def cosine_difference(tokens: Tensor, state_embeddings: Tensor) -> Tensor:
     """Return d = cos(token, abnormal) − cos(token, normal), which is log p(abnormal) − log p(normal).
@@ -104,7 +106,7 @@ def check_fraction(top_fraction: float) -> None:
         TypeError: If it is not a number.
         ValueError: If it is out of range.
     """
-    msg = f"top_fraction is {top_fraction!r}, but must be between 0 (the highest pixel) and 1 (the whole map)"
+    msg = f"top_fraction is {shown(top_fraction)}, but must be between 0 (the highest pixel) and 1 (the whole map)"
     if isinstance(top_fraction, bool) or not isinstance(top_fraction, Real):
         raise TypeError(msg)
     if not 0 <= top_fraction <= 1:

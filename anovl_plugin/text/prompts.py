@@ -8,8 +8,9 @@ The order is that of the published program: phrase by phrase, template by templa
 matters because the text adapter draws one row of its initial weights per prompt.
 """
 
-import reprlib
 from typing import Literal, NamedTuple
+
+from anovl_plugin.config import shown
 
 Domain = Literal["auto", "object", "texture"]
 
@@ -63,6 +64,8 @@ SHAPES = (
 MVTEC_TEXTURES = frozenset({"carpet", "grid", "leather", "tile", "wood"})
 # Datasets number some classes that share one name.
 CLASS_ALIASES = {"macaroni1": "macaroni", "macaroni2": "macaroni"}
+# Far more than any context holds. A million characters would be a gigabyte of prompts.
+MAX_LENGTH = 1000
 
 
 class PromptEnsemble(NamedTuple):
@@ -85,24 +88,28 @@ def check_class_name(class_name: str) -> None:
 
     Raises:
         TypeError: If it is not a string.
-        ValueError: If it is empty or blank, or holds bytes that are not valid Unicode.
+        ValueError: If it is blank, has more than 1000 characters, or holds bytes that are not valid Unicode.
     """
     if not isinstance(class_name, str):
         msg = (
-            f"class_name is {_brief(class_name)}, of type {type(class_name).__name__}, but must be a string that names "
+            f"class_name is {shown(class_name)}, of type {type(class_name).__name__}, but must be a string that names "
             "what the images show, e.g. 'bottle' or 'object'"
         )
         raise TypeError(msg)
     if not class_name.strip():
-        msg = f"class_name is {_brief(class_name)}, but must name what the images show, e.g. 'bottle' or 'object'"
+        msg = f"class_name is {shown(class_name)}, but must name what the images show, e.g. 'bottle' or 'object'"
+        raise ValueError(msg)
+    if len(class_name) > MAX_LENGTH:
+        msg = (
+            f"class_name is {shown(class_name)}, which has {len(class_name)} characters; use a shorter class_name, a "
+            "word or two such as 'metal nut'"
+        )
         raise ValueError(msg)
     try:
         class_name.encode()
     except UnicodeEncodeError:
         # The terminal or the file system passes undecodable bytes on as lone surrogates.
-        msg = (
-            f"class_name is {_brief(class_name)}, which is not valid Unicode; use letters that can be encoded as UTF-8"
-        )
+        msg = f"class_name is {shown(class_name)}, which is not valid Unicode; use letters that can be encoded as UTF-8"
         raise ValueError(msg) from None
 
 
@@ -114,18 +121,20 @@ def resolve_domain(class_name: str, domain: Domain = "auto") -> Literal["object"
         domain: ``"object"``, ``"texture"`` or ``"auto"``, the default.
 
     Raises:
-        TypeError: If the class name is not a string.
-        ValueError: If ``domain`` is not one of auto, object, texture, or the class name is blank.
+        TypeError: If the class name or the domain is not a string.
+        ValueError: If ``domain`` is not one of auto, object, texture, or the class name is invalid.
 
     Example:
         >>> resolve_domain("leather"), resolve_domain("metal_nut"), resolve_domain("leather", "object")
         ('texture', 'object', 'object')
     """
     check_class_name(class_name)
+    msg = f"domain is {shown(domain)}, but must be one of 'auto', 'object', 'texture'"
+    if not isinstance(domain, str):
+        raise TypeError(msg)
     if domain == "auto":
         return "texture" if class_name in MVTEC_TEXTURES else "object"
-    if not isinstance(domain, str) or domain not in DOMAIN_PHRASES:
-        msg = f"domain is {_brief(domain)}, but must be one of 'auto', 'object', 'texture'"
+    if domain not in DOMAIN_PHRASES:
         raise ValueError(msg)
     return domain
 
@@ -154,8 +163,8 @@ def prompt_ensemble(class_name: str, domain: Domain = "auto") -> PromptEnsemble:
         462 normal and 462 abnormal sentences in the published order, without a full stop.
 
     Raises:
-        TypeError: If the class name is not a string.
-        ValueError: If the class name is blank, or the domain is unknown.
+        TypeError: If the class name or the domain is not a string.
+        ValueError: If the class name is invalid, or the domain is unknown.
 
     Example:
         >>> ensemble = prompt_ensemble("bottle")
@@ -171,8 +180,3 @@ def prompt_ensemble(class_name: str, domain: Domain = "auto") -> PromptEnsemble:
         return [template.replace("{}", state).replace("{}", noun) for template in templates for state in states]
 
     return PromptEnsemble(fill(NORMAL_STATES), fill(ABNORMAL_STATES))
-
-
-def _brief(value: object) -> str:
-    """Return a short representation of a value, on one line."""
-    return " ".join(reprlib.repr(value).split())

@@ -12,6 +12,8 @@ from torch.func import functional_call
 
 from anovl_plugin.hosts.open_clip import is_causal, shorter_context
 
+Tokenizer = Callable[[list[str]], Tensor]
+
 
 class TextTower(nn.Module):
     """The text side of an open_clip model.
@@ -21,9 +23,7 @@ class TextTower(nn.Module):
         tokenizer: Turns a list of sentences into token ids (K, L), as ``open_clip.get_tokenizer`` returns it.
     """
 
-    def __init__(
-        self, clip: open_clip.CLIP | open_clip.CustomTextCLIP, tokenizer: Callable[[list[str]], Tensor]
-    ) -> None:
+    def __init__(self, clip: open_clip.CLIP | open_clip.CustomTextCLIP, tokenizer: Tokenizer) -> None:
         super().__init__()
         self.clip = clip
         self.tokenizer = tokenizer

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 from numbers import Integral
-from reprlib import repr as short_repr
 
 import torch
 from torch.nn import functional as F
 
+from anovl_plugin.config import shown
 from anovl_plugin.hosts.open_clip import VisionTransformer, set_positions
 
 # Beyond these, one image takes more memory than any machine that this runs on has.
@@ -36,7 +36,7 @@ def check_image_size(image_size: object) -> tuple[int, int] | None:
         return None
     sides = image_size if isinstance(image_size, (list, tuple)) else (image_size, image_size)
     msg = (
-        f"image_size is {short_repr(image_size)}, but must be a positive number of pixels or a pair (height, width) of "
+        f"image_size is {shown(image_size)}, but must be a positive number of pixels or a pair (height, width) of "
         f"them, at most {MAX_SIDE} a side"
     )
     if not all(isinstance(side, Integral) and not isinstance(side, bool) for side in sides):

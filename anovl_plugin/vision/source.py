@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import open_clip
 
+from anovl_plugin.config import shown
 from anovl_plugin.hosts.open_clip import download_from_hub
 from anovl_plugin.vision.architecture import (
     DEMO_BACKBONE,
@@ -78,10 +79,10 @@ def check_source(backbone: str, pretrained: str | Path | None) -> tuple[str, str
     """
     register_demo_architecture()
     if not isinstance(backbone, str):
-        msg = f"backbone is {brief(backbone)}, but must be a string such as 'ViT-B-16-plus-240' or 'anovl-demo'"
+        msg = f"backbone is {shown(backbone)}, but must be a string such as 'ViT-B-16-plus-240' or 'anovl-demo'"
         raise TypeError(msg)
     if pretrained is not None and not isinstance(pretrained, (str, Path)):
-        msg = f"pretrained is {brief(pretrained)}, but must be an open_clip tag or the path of a weights file"
+        msg = f"pretrained is {shown(pretrained)}, but must be an open_clip tag or the path of a weights file"
         raise TypeError(msg)
     pretrained = None if pretrained is None else str(pretrained)
     if not brings_weights(backbone):
@@ -211,7 +212,7 @@ def _check_architecture(backbone: str, pretrained: str | None) -> str:
     if not is_supported_config(config):
         raise unsupported(backbone, "another kind of image tower")
     if pretrained is None or not pretrained.strip():
-        msg = f"pretrained is {pretrained!r}, but {backbone!r} needs weights: an open_clip tag or a weights file"
+        msg = f"pretrained is {shown(pretrained)}, but {backbone!r} needs weights: an open_clip tag or a weights file"
         raise BackboneError(msg)
     tags = open_clip.list_pretrained_tags_by_model(backbone)
     if pretrained in tags:
@@ -254,7 +255,11 @@ def _download_config(backbone: str, tag: str) -> dict[str, Any]:
 def _folder(backbone: str) -> Path:
     name = backbone.removeprefix(_FOLDER)
     folder = Path(name)
-    if not name or not folder.is_dir():
+    try:
+        is_folder = name != "" and folder.is_dir()
+    except (OSError, ValueError):  # too long for a name, or with a null character in it
+        is_folder = False
+    if not is_folder:
         msg = f"backbone is {brief(backbone)}, but there is no such folder; write local-dir:FOLDER"
         raise BackboneError(msg)
     if not (folder / _CONFIG).is_file():

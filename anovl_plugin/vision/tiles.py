@@ -12,6 +12,7 @@ from numbers import Integral
 
 from torch import Tensor
 
+from anovl_plugin.config import shown
 from anovl_plugin.hosts.anomalib import ImageUpscaleMode, Tiler, count_tiles
 
 # Minimum overlap of neighboring tiles, so that a defect on an edge is whole in one of the two.
@@ -31,7 +32,7 @@ def check_tiles_per_side(tiles_per_side: int | None) -> int | None:
         ValueError: If it is out of range.
     """
     msg = (
-        f"tiles_per_side is {tiles_per_side!r}, but must be a number of tiles along the short side, "
+        f"tiles_per_side is {shown(tiles_per_side)}, but must be a number of tiles along the short side, "
         f"1 to {MAX_TILES_PER_SIDE}, or none (null)"
     )
     if tiles_per_side is None:

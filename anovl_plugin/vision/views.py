@@ -3,8 +3,8 @@
 A view is written as a word and its numbers:
 
     image             the image itself
-    rotate DEGREES    about the center, counterclockwise
-    translate X Y     by fractions of half the width and height, to the right and down
+    rotate DEGREES    about the center, counterclockwise, from -360 to 360
+    translate X Y     by fractions of half the width and height, to the right and down, each from -2 to 2
     flip              left to right
     gray              0.299 R + 0.587 G + 0.114 B in each channel
 
@@ -13,7 +13,6 @@ Rotations and translations sample bilinearly, corners aligned, and reflect at th
 Shapes: B images, V views.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -21,6 +20,8 @@ from typing import Any, Literal
 from kornia.color import rgb_to_grayscale
 from kornia.geometry.transform import hflip, rotate, translate
 from torch import Tensor
+
+from anovl_plugin.config import shown
 
 View = Callable[[Tensor], Tensor]
 Views = Literal["single", "paper"] | list[str]
@@ -59,13 +60,13 @@ def _gray(images: Tensor) -> Tensor:
     return rgb_to_grayscale(images).expand_as(images)
 
 
-# Function and parameters of each view.
-_WORDS: dict[str, tuple[Callable[..., Tensor], tuple[str, ...]]] = {
-    "image": (identity, ()),
-    "rotate": (_rotate, ("degrees",)),
-    "translate": (_translate, ("x", "y")),
-    "flip": (hflip, ()),
-    "gray": (_gray, ()),
+# Function of each view, and the largest magnitude of each of its parameters. Beyond, float32 loses the place.
+_WORDS: dict[str, tuple[Callable[..., Tensor], dict[str, float]]] = {
+    "image": (identity, {}),
+    "rotate": (_rotate, {"degrees": 360}),
+    "translate": (_translate, {"x": 2, "y": 2}),
+    "flip": (hflip, {}),
+    "gray": (_gray, {}),
 }
 
 
@@ -80,23 +81,26 @@ def parse_view(text: str) -> View:
 
     Raises:
         TypeError: If the view is not a string.
-        ValueError: If there is no such view, or its numbers are missing, too many or not finite.
+        ValueError: If there is no such view, or its numbers are missing, too many or out of range.
 
     Example:
         >>> import torch
         >>> parse_view("flip")(torch.tensor([[[[1.0, 2.0]]]]))
         tensor([[[[2., 1.]]]])
     """
-    msg = f"the view {text!r} is not one of: image, rotate DEGREES, translate X Y, flip, gray"
+    msg = (
+        f"the view {shown(text)} is not one of: image, rotate DEGREES (-360 to 360), translate X Y (-2 to 2 each), "
+        "flip, gray"
+    )
     if not isinstance(text, str):
         raise TypeError(msg)
     word, *rest = text.split() or [""]
     try:
-        function, names = _WORDS[word]
-        numbers = dict(zip(names, map(float, rest), strict=True))
+        function, limits = _WORDS[word]
+        numbers = dict(zip(limits, map(float, rest), strict=True))
     except (KeyError, ValueError):
-        numbers = {"": math.nan}
-    if not all(map(math.isfinite, numbers.values())):
+        raise ValueError(msg) from None
+    if not all(abs(numbers[name]) <= limit for name, limit in limits.items()):
         raise ValueError(msg)
     return partial(function, **numbers) if numbers else function
 
@@ -111,14 +115,14 @@ def parse_views(views: Views | Sequence[str]) -> tuple[View, ...]:
         V functions from images to images.
 
     Raises:
-        TypeError: If ``views`` is neither a string nor a list.
+        TypeError: If ``views`` is neither a string nor a list of strings.
         ValueError: If the list is empty or holds something that is not a view.
 
     Example:
         >>> len(parse_views("paper")), len(parse_views(["image", "rotate 180"]))
         (22, 2)
     """
-    msg = f"views is {views!r}, but must be single, paper or a list such as [image, flip, rotate 22.5]"
+    msg = f"views is {shown(views)}, but must be single, paper or a list such as [image, flip, rotate 22.5]"
     if isinstance(views, str):
         chosen: Sequence[str] | None = {"single": SINGLE, "paper": PAPER}.get(views)
         if chosen is None:
@@ -128,6 +132,6 @@ def parse_views(views: Views | Sequence[str]) -> tuple[View, ...]:
     else:
         raise TypeError(msg)
     if not chosen:
-        msg = "views is an empty list; leave it out, or name at least one view, such as [image]"
+        msg = f"views is {shown(views)}, which is empty; leave it out, or name at least one view, such as [image]"
         raise ValueError(msg)
     return tuple(parse_view(view) for view in chosen)

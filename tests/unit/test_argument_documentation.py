@@ -1,4 +1,4 @@
-"""README's table, the docstrings of both classes and their signatures agree on the arguments."""
+"""README's table, docstrings, signatures and contracts agree on the arguments."""
 
 import re
 from inspect import Parameter, getdoc, signature
@@ -6,9 +6,24 @@ from pathlib import Path
 
 import pytest
 
-from anovl_plugin import AnoVL, AnoVLModel
+from anovl_plugin import (
+    AnoVL,
+    AnoVLModel,
+    CombinedScore,
+    GlobalScore,
+    LinearAdapter,
+    MapScore,
+    TextAdapter,
+    ZeroShotPostProcessor,
+)
+from anovl_plugin.demo import DemoSurfaces
+from tests.helpers.contracts import CONTRACTS
 
 README = Path(__file__).parents[2] / "README.md"
+DOCUMENTED = (
+    *(AnoVL, AnoVLModel, TextAdapter, LinearAdapter, GlobalScore, MapScore, CombinedScore),
+    *(ZeroShotPostProcessor, DemoSurfaces),
+)
 COMPONENTS = ("pre_processor", "post_processor", "evaluator", "visualizer")
 
 
@@ -25,7 +40,9 @@ def rows_of_readme() -> dict[str, str]:
 
 def described(kind: type) -> dict[str, str]:
     """Return the description of each argument in the docstring of a class, in the order they stand there."""
-    (section,) = re.findall(r"^Args:\n((?:(?: {4}.*)?\n)+)", getdoc(kind), re.MULTILINE)
+    # The two adapters have the arguments of their base.
+    docstring = next(text for text in map(getdoc, kind.__mro__) if "Args:" in text)
+    (section,) = re.findall(r"^Args:\n((?:(?: {4}.*)?\n)+)", docstring, re.MULTILINE)
     return {
         name: " ".join(text.split())
         for name, text in re.findall(r"^ {4}(\w+): ((?:.*\n)(?: {8}.*\n)*)", section, re.MULTILINE)
@@ -46,21 +63,25 @@ def test_readme_names_the_components():
     )
 
 
-@pytest.mark.parametrize("kind", [AnoVL, AnoVLModel])
+@pytest.mark.parametrize("kind", DOCUMENTED)
 def test_docstring_describes_the_arguments_in_their_order(kind):
     assert list(described(kind)) == list(defaults_of(kind))
 
 
-@pytest.mark.parametrize(
-    ("kind", "name"), [(kind, name) for kind in (AnoVL, AnoVLModel) for name in signature(kind).parameters]
-)
-def test_description_is_a_sentence_that_states_the_default(kind, name):
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in DOCUMENTED for name in signature(kind).parameters])
+def test_description_is_a_sentence_that_states_default_and_range(kind, name):
     text = described(kind)[name]
-    assert re.match(r"[A-Z].*\bDefault: .*\.$", text), text
+    found = re.match(r"[A-Z].*\b(?:Default:|Defaults to) (.*)\.$", text)
+    assert found, text
     default = defaults_of(kind)[name]
     # None and booleans are put into words.
     if isinstance(default, str):
-        assert f"Default: ``{default}``" in text
+        assert found[1].startswith(f"``{default}``")
+    elif isinstance(default, int | float) and not isinstance(default, bool):
+        assert re.match(rf"{default:g}\b", found[1])
+    # An upper bound that no one reaches is left out.
+    for bound in CONTRACTS[kind][name].bounds or ():
+        assert bound > 10**9 or re.search(rf"\b{bound}\b", text[: found.start(1)])
 
 
 def test_model_has_the_arguments_of_the_anomalib_model_that_concern_it():

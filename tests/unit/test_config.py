@@ -11,7 +11,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from anovl_plugin.config import from_config, to_builtin, to_config
+from anovl_plugin.config import from_config, shown, to_builtin, to_config
 from anovl_plugin.scoring.adaptation import Adaptation, LinearAdapter, ResidualAdapter, TextAdapter
 from tests.helpers.adaptations import Center
 from tests.helpers.configs import CHOICES, error_of
@@ -275,6 +275,23 @@ def test_arguments_that_do_not_fit_are_rejected(path, arguments, reason):
 def test_errors_of_the_class_end_in_one_line(error, reason):
     message = error_of(ValueError, {"class_path": "Explosive", "init_args": {"error": error}}, PaintJob)
     assert re.match(rf"^paint_job: Explosive does not accept {{'error': '{error}'}}: {reason}", message)
+
+
+@pytest.mark.parametrize(
+    ("value", "line"),
+    [
+        ("a  b", "'a  b'"),
+        ("a\nb", r"'a\nb'"),
+        (np.eye(2), "array([[1., 0.], [0., 1.]])"),
+        ("x" * 200, f"'{'x' * 98}…"),
+    ],
+)
+def test_a_value_is_shown_on_one_short_line(value, line):
+    assert shown(value) == line
+
+
+def test_a_value_that_cannot_be_shown_is_named_by_its_type():
+    assert shown(10**5000) == "a value of type int"
 
 
 def test_an_interrupt_is_not_swallowed():

@@ -190,7 +190,8 @@ def test_lightning_loops_have_their_sources():
 
     trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
     assert trainer._accelerator_connector.use_distributed_sampler is True
-    for loop in (trainer.validate_loop, trainer.test_loop, trainer.predict_loop):
+    loops = trainer.validate_loop, trainer.fit_loop.epoch_loop.val_loop, trainer.test_loop, trainer.predict_loop
+    for loop in loops:
         assert isinstance(loop._data_source, _DataLoaderSource)
         assert hasattr(loop._data_source, "instance")
         assert loop._data_source.name.endswith("_dataloader")

@@ -196,56 +196,12 @@ def test_reset_forgets_validation_but_not_given_thresholds():
     assert post.image_max.item() == pytest.approx(0.7)
 
 
-FLAGS = ("enable_normalization", "enable_thresholding", "enable_threshold_matching")
-SENSITIVITIES = ("image_sensitivity", "pixel_sensitivity")
-THRESHOLDS = ("image_threshold", "pixel_threshold")
-NO_NUMBERS = (True, "0.5", "false", b"0.5", [0.5], (0.5,), {}, 0.5j, torch.tensor(0.5), np.array([0.5, 0.5]), object())
-OUTSIDE = (-0.1, 1.5, 10**400, float("nan"), float("inf"), np.float32("nan"))
-BAD = [
-    *((names, value, TypeError) for names in (SENSITIVITIES, THRESHOLDS) for value in NO_NUMBERS),
-    (SENSITIVITIES, None, TypeError),
-    *((FLAGS, value, TypeError) for value in (None, 0, 1, 0.0, "false", "True", b"", [], np.array([True, False]))),
-    *((names, value, ValueError) for names in (SENSITIVITIES, THRESHOLDS) for value in OUTSIDE),
-    # In float32 the last of these are 0 and 1.
-    *((THRESHOLDS, value, ValueError) for value in (0, 1, 0.0, 1.0, 1e-50, 1 - 1e-9)),
-]
-EXPECTED = {
-    (FLAGS, TypeError): r", but must be a bool; use True or False$",
-    (SENSITIVITIES, TypeError): r", but must be a number from 0 to 1; the default is 0\.5$",
-    (THRESHOLDS, TypeError): r", but must be a number between 0 and 1, or None for the threshold of the validation",
-    (SENSITIVITIES, ValueError): r", but must lie in \[0, 1\]; the default is 0\.5$",
-    (THRESHOLDS, ValueError): r", but must lie between 0 and 1, as scores do; leave it out to use 0\.5$",
-}
-
-
-@pytest.mark.parametrize(("names", "value", "kind"), BAD)
-def test_bad_settings_are_named(names, value, kind):
-    for name in names:
-        with pytest.raises(kind, match=f"^{name} is .+{EXPECTED[names, kind]}") as info:
-            ZeroShotPostProcessor(**{name: value})
-        assert "\n" not in str(info.value)
-        assert len(str(info.value)) < 200
-        with pytest.raises(kind, match=f"^the checkpoint's {name} is .+{EXPECTED[names, kind]}"):
-            ZeroShotPostProcessor().load_checkpoint_config({name: value})
-
-
-def test_messages_show_the_value():
-    for value, shown in [("false", "'false'"), (10**9, "1000000000"), (10**6000, "a huge int"), (float("nan"), "nan")]:
-        with pytest.raises((TypeError, ValueError), match=f"^image_sensitivity is {shown}, but must"):
-            ZeroShotPostProcessor(image_sensitivity=value)
-
-
 @pytest.mark.parametrize("value", [0.3, np.float32(0.3), np.float64(0.3), Fraction(3, 10)])
 def test_numbers_of_any_kind_become_floats(value):
     post = ZeroShotPostProcessor(image_sensitivity=value, pixel_threshold=value)
     for number in (post.image_sensitivity, post.fixed_pixel_threshold):
         assert type(number) is float
         assert number == pytest.approx(0.3)
-
-
-@pytest.mark.parametrize("value", [0, 1, np.int64(1), 1e-6])
-def test_sensitivities_may_be_at_their_ends(value):
-    assert ZeroShotPostProcessor(image_sensitivity=value).image_sensitivity == value
 
 
 GIVEN = {
@@ -273,6 +229,20 @@ def test_settings_come_from_a_checkpoint_unless_they_are_given(name):
     given_one = ZeroShotPostProcessor(**{name: other})
     given_one.load_checkpoint_config(saved)
     assert given_one.checkpoint_config() == saved | {name: other}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error", "advice"),
+    [
+        ("enable_thresholding", "no", TypeError, "must be a bool; use True or False"),
+        ("pixel_sensitivity", "0.5", TypeError, "must be a number from 0 to 1"),
+        ("image_sensitivity", 1.5, ValueError, r"must lie in \[0, 1\]"),
+        ("image_threshold", 0, ValueError, "must lie between 0 and 1, as scores do"),
+    ],
+)
+def test_a_bad_setting_of_a_checkpoint_is_named(name, value, error, advice):
+    with pytest.raises(error, match=f"^the checkpoint's {name} is {value!r}, but {advice}"):
+        ZeroShotPostProcessor().load_checkpoint_config({name: value})
 
 
 def test_a_second_checkpoint_replaces_the_first():

@@ -280,67 +280,6 @@ def test_views_fit_a_tower_that_is_not_square(weights_of):
     assert result.pred_score.isfinite().all()
 
 
-BAD_SCORES = {
-    "unknown name": ("mean", ValueError, "^image_score is 'mean', but must be one of global, map, both, or an Image"),
-    "nothing": (None, TypeError, "^image_score is None, but must be one of global, map, both, or an ImageScore$"),
-    "a list": (
-        ["map"],
-        TypeError,
-        r"^image_score is \['map'\], but must be one of global, map, both, or an ImageScore$",
-    ),
-    "a number": (1, TypeError, "^image_score is 1, but must be one of global, map, both, or an ImageScore$"),
-    "a class of another kind": ("anovl_plugin.TextAdapter", ValueError, "which is not a subclass of ImageScore"),
-    "views of a map": (
-        {"class_path": "anovl_plugin.MapScore", "init_args": {"views": "paper"}},
-        ValueError,
-        "^image_score: .*MapScore does not accept .*'views'",
-    ),
-    "a share without a map": (
-        {"class_path": "anovl_plugin.GlobalScore", "init_args": {"top_fraction": 0.1}},
-        ValueError,
-        "^image_score: .*GlobalScore does not accept .*'top_fraction'",
-    ),
-}
-
-
-@pytest.mark.parametrize("kind", [AnoVLModel, AnoVL])
-@pytest.mark.parametrize("case", BAD_SCORES)
-def test_an_invalid_score_is_an_error_before_anything_is_loaded(case, kind):
-    score, error, message = BAD_SCORES[case]
-    with pytest.raises(error, match=message) as caught:
-        kind("anovl-demo", image_score=score)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("kind", [MapScore, CombinedScore])
-@pytest.mark.parametrize("fraction", WRONG_FRACTIONS)
-def test_a_score_checks_its_share_of_the_map(kind, fraction):
-    with pytest.raises(ValueError, match=FRACTION_MESSAGE.format(fraction)):
-        kind(top_fraction=fraction)
-
-
-@pytest.mark.parametrize("fraction", [None, "0.1", True, [0.1], b"1"])
-def test_a_share_of_the_map_that_is_not_a_number_is_an_error(fraction):
-    with pytest.raises(TypeError, match=r"^top_fraction is .*, but must be between 0 \(the highest pixel\) and 1"):
-        MapScore(fraction)
-
-
-@pytest.mark.parametrize("kind", [GlobalScore, CombinedScore])
-@pytest.mark.parametrize(
-    ("views", "error", "message"),
-    [
-        ("all", ValueError, "^views is 'all', but must be single, paper or a list such as"),
-        ([], ValueError, "^views is an empty list; leave it out, or name at least one view"),
-        (["image", "rotate"], ValueError, "^the view 'rotate' is not one of: image, rotate DEGREES,"),
-        (None, TypeError, "^views is None, but must be single, paper or a list such as"),
-        (22, TypeError, "^views is 22, but must be single, paper or a list such as"),
-    ],
-)
-def test_a_score_checks_its_views(kind, views, error, message):
-    with pytest.raises(error, match=message):
-        kind(views)
-
-
 def test_the_paper_is_not_the_default(make):
     assert make().image_score == GlobalScore("single")
 

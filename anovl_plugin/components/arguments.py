@@ -1,0 +1,31 @@
+"""Checks of the arguments that every anomalib model has."""
+
+from typing import Any
+
+from anomalib.metrics import Evaluator
+from anomalib.visualization import Visualizer
+from torch import nn
+
+from anovl_plugin.config import shown
+
+
+def check_components(
+    pre_processor: object, post_processor: object, evaluator: object, visualizer: object
+) -> dict[str, Any]:
+    """Return the components by their names, or raise an error that names the one of another type.
+
+    Raises:
+        TypeError: If one is neither a bool nor what anomalib accepts in its place: any module as the pre- and the
+            post-processor, an ``Evaluator`` and a ``Visualizer``.
+    """
+    components = {
+        "pre_processor": (pre_processor, nn.Module),
+        "post_processor": (post_processor, nn.Module),
+        "evaluator": (evaluator, Evaluator),
+        "visualizer": (visualizer, Visualizer),
+    }
+    for name, (value, kind) in components.items():
+        if not isinstance(value, bool | kind):
+            msg = f"{name} is {shown(value)}, but must be true, false or an instance of {kind.__name__}"
+            raise TypeError(msg)
+    return {name: value for name, (value, _) in components.items()}

@@ -1,0 +1,370 @@
+"""The contract of every public argument, in one table: its type, its range, and what is an error.
+
+What is wrong follows from the type: of the samples that every argument is tried with, each kind of argument accepts
+those that its two conditions hold for. A sample of another type is a TypeError, one out of range a ValueError.
+"""
+
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from fractions import Fraction
+from inspect import signature
+from math import inf, isfinite, nan, nextafter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from anomalib.metrics import Evaluator
+from anomalib.visualization import ImageVisualizer, Visualizer
+from torch import nn
+from torchvision.transforms.v2 import Resize
+
+from anovl_plugin import (
+    Adaptation,
+    AnoVL,
+    AnoVLModel,
+    AntialiasedPreProcessor,
+    CombinedScore,
+    GlobalScore,
+    ImageScore,
+    LinearAdapter,
+    MapScore,
+    TextAdapter,
+    ZeroShotPostProcessor,
+    prompt_ensemble,
+)
+from anovl_plugin.demo import DemoSurfaces
+from anovl_plugin.vision.architecture import DEMO_FOLDER
+from anovl_plugin.vision.views import PAPER, parse_view, parse_views
+from tests.helpers.adaptations import Center
+
+
+class Hostile:
+    """An object that can be neither shown, compared, copied nor counted."""
+
+    def _fail(self, *_: object) -> None:
+        msg = "two lines\nof a user's own error"
+        raise RuntimeError(msg)
+
+    __repr__ = __str__ = __eq__ = __hash__ = __bool__ = __len__ = __iter__ = __float__ = __deepcopy__ = _fail
+
+
+INTEGERS = (0, 1, 3, -1, 10**6, 10**30, -(10**30), 10**5000, np.int64(3), np.uint8(0), np.int32(-5))
+FLOATS = (0.0, 1.0, 0.5, -0.1, 1.1, 1e300, nan, inf, -inf, np.float32(0.5), np.float64(nan), np.float16(inf))
+NUMBERS = (True, False, np.True_, np.False_, *INTEGERS, *FLOATS, Fraction(1, 2), Decimal("0.5"), 1j)
+# No path among them exists.
+STRINGS = (
+    *(
+        "",
+        " ",
+        "3",
+        "0.5",
+        "-1",
+        "nan",
+        "true",
+        "false",
+        "True",
+        "yes",
+        "no",
+        "none",
+        "null",
+        "abc",
+        "two\nlines",
+        "\0",
+    ),
+    *("caf\udce9", "x" * 10_000, "x" * 10**6, "hf-hub:", "local-dir:", "local-dir:\0", "local-dir:" + "x" * 10_000),
+    *("a.b.C", "..", "TextBank", "anovl_plugin.TextBank", "/nowhere/file"),
+)
+LISTS = ([None], [True], [3], (3,), [0.5], ["abc"], ["3"], [b"flip"], [[3]], [3, "abc"], (3, None), [3] * 10_000)
+CONTAINERS = ([], (), {}, set(), *LISTS, ["abc"] * 10_000, {3}, {"a": 1}, {1: 2}, {"class_path": 3}, range(3))
+ARRAYS = (np.array(3), np.array([1, 2]), np.array(["abc"]), torch.tensor(3), torch.tensor([0.5, 1.0]))
+OBJECTS = (None, object(), Hostile(), int, Adaptation, TextAdapter, len, (each for each in ()), nn.Identity())
+OTHERS = (b"", b"3", b"abc", bytearray(b"3"), Path(), Path("/nowhere/file"), *ARRAYS, *OBJECTS)
+SAMPLES = (*NUMBERS, *STRINGS, *CONTAINERS, *OTHERS)
+
+
+class Kind(NamedTuple):
+    """What an argument accepts.
+
+    Attributes:
+        has_type: Whether a value is of the argument's type.
+        in_range: Whether a value of that type is accepted.
+        advice: What the message about any other value says to do, one phrase or several to choose from.
+        samples: What to try besides :data:`SAMPLES`.
+        bounds: Least and largest number, where the argument is one.
+    """
+
+    has_type: Callable[[Any], bool]
+    in_range: Callable[[Any], bool]
+    advice: tuple[str, ...]
+    samples: tuple = ()
+    bounds: tuple[float, float] | None = None
+
+    def or_none(self) -> "Kind":
+        """Return the kind that accepts None, too."""
+        return self._replace(
+            has_type=lambda value: value is None or self.has_type(value),
+            in_range=lambda value: value is None or self.in_range(value),
+        )
+
+
+def is_whole(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> bool:
+    return is_whole(value) or isinstance(value, float | np.floating)
+
+
+def is_real(value: object) -> bool:
+    return is_number(value) or isinstance(value, Fraction)
+
+
+def whole_number(least: int, most: int, advice: str) -> Kind:
+    edges = (least, most, least - 1, most + 1, np.int64(least), np.float32(least))
+    return Kind(is_whole, lambda value: least <= value <= most, (advice,), edges, (least, most))
+
+
+def number(least: float, most: float, *advice: str, has_type: Callable[[Any], bool] = is_number) -> Kind:
+    edges = (least, most, nextafter(least, -inf), nextafter(most, inf), np.float32(least), np.float64(most))
+    return Kind(has_type, lambda value: least <= value <= most, advice, edges, (least, most))
+
+
+def flag(advice: str) -> Kind:
+    return Kind(lambda value: isinstance(value, bool), lambda _: True, (advice,))
+
+
+def choice(names: tuple[str, ...], advice: str) -> Kind:
+    edges = (*names, *(name.upper() for name in names), *(f"{name} " for name in names), ", ".join(names), list(names))
+    return Kind(lambda value: isinstance(value, str), lambda value: value in names, (advice,), edges)
+
+
+def component(kind: type, *samples: object) -> Kind:
+    advice = f"must be true, false or an instance of {kind.__name__}"
+    return Kind(lambda value: isinstance(value, bool | kind), lambda _: True, (advice,), samples)
+
+
+def part(base: type, names: tuple[str, ...], accepted: tuple, *advice: str) -> Kind:
+    """Return the kind of a pluggable part: an instance, a name, a class path, or a config."""
+    paths = (*names, *(f"anovl_plugin.{name}" for name in names if name[0].isupper()))
+    wrong = ({"class_path": names[-1], "init_args": each} for each in ({"speed": 3}, {3: 3}))
+    return Kind(
+        lambda value: isinstance(value, str | base) or (isinstance(value, Mapping) and value != {"class_path": 3}),
+        lambda value: isinstance(value, base) or value in paths or value in accepted,
+        advice,
+        (*paths, *accepted, *wrong, base, *PARTS),
+    )
+
+
+def is_pair(value: object) -> bool:
+    return all(map(is_whole, value)) if isinstance(value, list | tuple) else is_whole(value)
+
+
+def fits_patches(value: Any) -> bool:
+    sides = value if isinstance(value, list | tuple) else (value, value)
+    patches = [side // 8 for side in sides] if all(8 <= side <= 2**14 and side % 8 == 0 for side in sides) else []
+    return len(patches) == 2 and patches[0] * patches[1] <= 2**14
+
+
+IMAGE_SIZE = Kind(
+    is_pair,
+    fits_patches,
+    ("must be a positive number of pixels or a pair", "must be multiples of the patches", "use a smaller image_size"),
+    (
+        *(8, 96, np.int64(104), [96, 104], (96, np.uint8(8)), torch.Size([96, 96]), 1024, (16384, 8)),
+        *(97, (96, 97), (96, 0), [96, -8], (96, 96, 96), [96], (96, 96.0), (96, True), 16385, 16384, "96x96", "96"),
+        np.ones(2),
+    ),
+)
+
+
+def is_view(text: str) -> bool:
+    words = {"image": (), "flip": (), "gray": (), "rotate": (360,), "translate": (2, 2)}
+    word, *numbers = text.split() or [""]
+    try:
+        values = [float(number) for number in numbers]
+    except ValueError:
+        return False
+    limits = words.get(word)
+    return (
+        limits is not None
+        and len(values) == len(limits)
+        and all(isfinite(value) and abs(value) <= limit for value, limit in zip(values, limits, strict=True))
+    )
+
+
+VIEW_TEXTS = (
+    *PAPER,
+    *("rotate 360", "rotate -360", "translate 2 -2", " rotate   4.5e1 "),
+    *("rotate 360.1", "rotate 1e30", "rotate inf", "rotate nan", "rotate 1e999", "translate 0 2.1", "translate 1e30 0"),
+    *("turn 45", "Flip", "rotate", "translate 0.1", "rotate 45 90", "translate 0.1 0.2 0.3 0.4", "flip 1", "image 0"),
+    *("rotate right", "rotate 45°", "translate 0.1, 0.2", "image flip", "single", "paper"),
+)
+VIEW = Kind(lambda value: isinstance(value, str), is_view, ("is not one of: image, rotate",), VIEW_TEXTS)
+VIEWS = Kind(
+    lambda value: (
+        isinstance(value, str) or (isinstance(value, list | tuple) and all(isinstance(view, str) for view in value))
+    ),
+    lambda value: value in ("single", "paper") or (not isinstance(value, str) and value and all(map(is_view, value))),
+    ("must be single, paper or a list such as", "name at least one view", *VIEW.advice),
+    (
+        "single",
+        "paper",
+        "all",
+        "image",
+        *([view] for view in VIEW_TEXTS),
+        ["image"] * 3,
+        ("image", "flip"),
+        ["flip", 3],
+    ),
+)
+TOP_FRACTION = number(0, 1, "must be between 0 (the highest pixel) and 1 (the whole map)", has_type=is_real)
+PARTS = (TextAdapter(steps=2), Center(0.5), MapScore(0.1), GlobalScore("paper"), "MapScore", "TextAdapter")
+ADAPTATION = part(
+    Adaptation,
+    ("TextAdapter", "LinearAdapter"),
+    ({"class_path": "TextAdapter", "init_args": {"steps": 2}},),
+    "must be an instance of Adaptation or name its class",
+    "try LinearAdapter, TextAdapter, or the class path of your own",
+    "does not accept",
+).or_none()
+IMAGE_SCORE = part(
+    ImageScore,
+    ("global", "map", "both", "GlobalScore", "MapScore", "CombinedScore"),
+    ({"class_path": "MapScore", "init_args": {"top_fraction": 1}}, {"class_path": "anovl_plugin.GlobalScore"}),
+    "must be one of global, map, both, or an ImageScore",
+    "try CombinedScore, GlobalScore, MapScore, or the class path of your own",
+    "does not accept",
+)
+# Settings of one score are not those of another.
+IMAGE_SCORE = IMAGE_SCORE._replace(
+    samples=(
+        *IMAGE_SCORE.samples,
+        "mean",
+        {"class_path": "GlobalScore", "init_args": {"top_fraction": 0.1}},
+        {"class_path": "MapScore", "init_args": {"views": "paper"}},
+    )
+)
+BACKBONE = Kind(
+    lambda value: isinstance(value, str),
+    lambda value: value in {"anovl-demo", "hf-hub:owner/name"},
+    (
+        "must be a string such as",
+        "supported: ViT-B-16-plus-240,",
+        "is written as hf-hub:OWNER/NAME",
+        "write local-dir:FOLDER",
+        "use a folder that open_clip exported",
+        "needs weights: an open_clip tag or a weights file",
+    ),
+    (
+        "anovl-demo",
+        "hf-hub:owner/name",
+        "hf-hub:name",
+        "hf-hub:a/b/c",
+        "RN50",
+        "ANOVL-DEMO",
+        f"local-dir:{DEMO_FOLDER}",
+    ),
+)
+PRETRAINED_OF_DEMO = Kind(
+    lambda value: value is None or isinstance(value, str | Path),
+    lambda value: value in {None, "laion400m_e32"},
+    ("must be an open_clip tag or the path of a weights file", "leave pretrained at its default"),
+    ("openai", "laion400m_e32", Path("weights.pt")),
+)
+CLASS_NAME = Kind(
+    lambda value: isinstance(value, str),
+    lambda value: value.strip() != "" and "\udce9" not in value and len(value) <= 1000,
+    ("must be a string that names", "must name what the images show", "use letters that can", "use a shorter"),
+    ("bottle", "metal_nut", "Schraube äöü", "部品", "{}", "x" * 1000, "x" * 1001),
+)
+DOMAIN = choice(("auto", "object", "texture"), "must be one of 'auto', 'object', 'texture'")
+MODEL = {
+    "backbone": BACKBONE,
+    "class_name": CLASS_NAME.or_none(),
+    "domain": DOMAIN,
+    "pretrained": PRETRAINED_OF_DEMO,
+    "image_size": IMAGE_SIZE.or_none(),
+    "image_score": IMAGE_SCORE,
+    "tiles_per_side": whole_number(1, 64, "must be a number of tiles along the short side, 1 to 64").or_none(),
+    "adaptation": ADAPTATION,
+}
+COMPONENTS = {
+    "pre_processor": component(nn.Module, AntialiasedPreProcessor(Resize(96))),
+    "post_processor": component(nn.Module, ZeroShotPostProcessor()),
+    "evaluator": component(Evaluator, Evaluator(), AntialiasedPreProcessor()),
+    "visualizer": component(Visualizer, ImageVisualizer(), Evaluator()),
+}
+ADAPTER = {
+    "steps": whole_number(1, 2**63 - 1, "must be a whole number of at least 1"),
+    "learning_rate": number(0, 100, "must be a number from 0 to 100"),
+    "noise_std": number(0, 100, "must be a number from 0 to 100"),
+    "seed": whole_number(0, 2**63 - 1, "must be a whole number of at least 0"),
+    "batch_size": whole_number(1, 2**63 - 1, "must be a whole number of at least 1"),
+}
+SWITCH = flag("must be a bool; use True or False")
+SENSITIVITY = number(
+    0, 1, "must be a number from 0 to 1; the default", "must lie in [0, 1]; the default", has_type=is_real
+)
+# In float32, which scores are compared in, numbers closer to 0 or 1 than these are 0 or 1.
+THRESHOLD = Kind(
+    is_real,
+    lambda value: 1e-45 < value < 1 - 3e-8,
+    ("must be a number between 0 and 1, or None", "must lie between 0 and 1, as scores do; leave it out"),
+    (1e-6, 1 - 1e-6, np.float32(0.3), 1e-50, 1 - 1e-9),
+    (0, 1),
+).or_none()
+BATCH_SIZE = whole_number(1, 2**31 - 1, "must be a whole number from 1 to 2147483647")
+
+
+def is_folder_path(value: object) -> bool:
+    if value is None:
+        return True
+    is_name = str(value) != "" and "\0" not in str(value) and len(str(value)) < 200
+    return is_name and not str(value).startswith(__file__)
+
+
+CONTRACTS: dict[Callable, dict[str, Kind]] = {
+    AnoVL: MODEL | {"save_backbone": flag("must be true or false")} | COMPONENTS,
+    AnoVLModel: MODEL,
+    TextAdapter: ADAPTER,
+    LinearAdapter: ADAPTER,
+    GlobalScore: {"views": VIEWS},
+    MapScore: {"top_fraction": TOP_FRACTION},
+    CombinedScore: {"views": VIEWS, "top_fraction": TOP_FRACTION},
+    prompt_ensemble: {"class_name": CLASS_NAME, "domain": DOMAIN},
+    parse_view: {"text": VIEW},
+    parse_views: {"views": VIEWS},
+    ZeroShotPostProcessor: {
+        "enable_normalization": SWITCH,
+        "enable_thresholding": SWITCH,
+        "enable_threshold_matching": SWITCH,
+        "image_sensitivity": SENSITIVITY,
+        "pixel_sensitivity": SENSITIVITY,
+        "image_threshold": THRESHOLD,
+        "pixel_threshold": THRESHOLD,
+    },
+    DemoSurfaces: {
+        "root": Kind(
+            lambda value: value is None or isinstance(value, str | Path),
+            is_folder_path,
+            ("must be the path of a folder",),
+            (Path(__file__), f"{__file__}/folder", "new", Path("new/newer"), "with a space", "Prüfbilder"),
+        ),
+        "category": choice(("brick", "grass", "gravel", "wood"), "must be one of brick, grass, gravel, wood"),
+        "train_batch_size": BATCH_SIZE,
+        "eval_batch_size": BATCH_SIZE,
+        "num_workers": whole_number(0, 1024, "must be a whole number from 0 to 1024"),
+        "seed": whole_number(0, 2**63 - 1, "must be a whole number from 0 to 9223372036854775807").or_none(),
+    },
+}
+# Arguments to pass with the one that is tried, so that nothing is downloaded.
+WITH: dict[Callable, dict[str, object]] = {
+    AnoVL: {"backbone": "anovl-demo", "visualizer": False},
+    AnoVLModel: {"backbone": "anovl-demo"},
+    prompt_ensemble: {"class_name": "bottle"},
+}
+
+
+def default_of(owner: Callable, name: str) -> object:
+    return signature(owner).parameters[name].default
