@@ -102,7 +102,7 @@ DAMAGES = {
     "missing submodule": ("(plugin / 'torch_model.py').unlink()", "anovl_plugin.torch_model"),
     "syntax error": ("damage('lightning_model.py', lambda text: text + b'def (')", "SyntaxError"),
     "cut within a line": (
-        "damage('lightning_model.py', lambda text: text[:text.index(b'(AnomalibModule)') + 5])",
+        "damage('lightning_model.py', lambda text: text[:text.index(b', AnomalibModule)') + 5])",
         "Syntax",
     ),
     "cut before the class": ("damage('lightning_model.py', lambda text: text[:text.index(b'class AnoVL')])", "'AnoVL'"),
