@@ -71,7 +71,7 @@ def noisy_bank(width: int, count: int) -> TextBank:
 def make_model(weights: str, **options: object) -> AnoVLModel:
     """Make a model with a text bank of noise."""
     model = AnoVLModel(pretrained=weights, **options).eval()
-    model.text_bank = noisy_bank(model.visual.output_dim, USUAL_PROMPTS)
+    model.text_bank = noisy_bank(model.image_tower.visual.output_dim, USUAL_PROMPTS)
     model.adopt_text_bank("noise", "object")
     return model
 
