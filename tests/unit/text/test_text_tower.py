@@ -101,7 +101,7 @@ def test_a_prompt_that_does_not_fit_is_an_error(square_tower, words, other):
     if other:
         square_tower.tokenizer = OtherTokenizer(square_tower.tokenizer)
     prompt = "rust " * words
-    message = r"^the prompt 'rust .*' is longer than the 77 tokens this text tower reads; use a shorter class_name$"
+    message = r"^the prompt 'rust .*' is longer than the 77 tokens this text tower reads; shorten it$"
     with pytest.raises(ValueError, match=message) as caught:
         square_tower.encode(["a photo", prompt])
     assert len(str(caught.value)) < 600
