@@ -14,6 +14,8 @@ _MAX_BYTES = 1_000_000
 _MAX_VALUES = 100_000
 _MAX_DEPTH = 10
 _TAG = "tag:yaml.org,2002:"
+# What YAML makes of text without quotes.
+_SCALARS = {_TAG + kind for kind in ("str", "null", "bool", "int", "float", "timestamp", "merge", "value")}
 
 # Where a value is: keys of mappings and indices of lists.
 Key = tuple[str | int, ...]
@@ -82,7 +84,7 @@ def open_yaml(path: Path) -> Source:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "cannot be parsed"
-        hint = "put texts that begin with {} in quotes, and indent evenly"
+        hint = "put texts with {} in quotes, and indent evenly"
         source.fail((), f"invalid YAML: {' '.join(problem.split())}; {hint}", line=mark.line + 1 if mark else None)
     except (RecursionError, ValueError, OverflowError):
         source.fail((), "invalid YAML: too many brackets, or an escape sequence that is no character; remove them")
@@ -124,7 +126,7 @@ class _Reader:
 
     def _text(self, node: yaml.ScalarNode, key: Key) -> str:
         line = node.start_mark.line + 1
-        if not node.tag.startswith(_TAG):
+        if node.tag not in _SCALARS:
             self._source.fail(key, f"has the tag {shown(node.tag)}; remove the tag", line=line)
         if node.tag != f"{_TAG}str":
             problem = f"has {shown(node.value)}, which YAML does not read as text; put it in quotes"
