@@ -217,7 +217,9 @@ def _complete(source: Source, parts: Parts) -> None:
         auto.setdefault(OTHERS, *domains)
     if OTHERS not in auto:
         _fail(
-            source, ("auto",), f'has no entry for all other classes; add one, such as "{OTHERS}": {next(iter(domains))}'
+            source,
+            ("auto",),
+            f'has no entry for all other classes; add one, such as "{OTHERS}": {shown(next(iter(domains)))}',
         )
     for class_name, domain in auto.items():
         if domain not in domains:

@@ -65,7 +65,7 @@ class TextTower(nn.Module):
             raise PromptTooLongError(truncated, tokens.shape[1])
         return tokens
 
-    def encode(self, prompts: Sequence[str], batch_size: int = 256, *, truncate_context: bool = True) -> Tensor:
+    def encode(self, prompts: Sequence[str], batch_size: int = 64, *, truncate_context: bool = True) -> Tensor:
         """Embed sentences.
 
         A causal tower never looks past the end token, so the sentences are sorted by length, and the context of each
@@ -74,7 +74,7 @@ class TextTower(nn.Module):
 
         Args:
             prompts: K sentences.
-            batch_size: How many are encoded at once. Defaults to 256.
+            batch_size: How many are encoded at once. Defaults to 64.
             truncate_context: Truncate the context where the tower is causal. Defaults to ``True``.
 
         Returns:

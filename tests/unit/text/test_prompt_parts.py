@@ -321,7 +321,7 @@ MISTAKES = {
     ),
     "no domain for most": (
         "extends: paper\ndomains:\n  a: [x]\n  b: [y]",
-        r'my\.yaml: auto has no entry for all other classes; add one, such as "\*": a',
+        r"my\.yaml: auto has no entry for all other classes; add one, such as \"\*\": 'a'",
     ),
     "unknown domain": (
         "extends: paper\nadd:\n  auto:\n    nut: metal",
