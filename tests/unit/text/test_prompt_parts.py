@@ -1,7 +1,9 @@
 """Files and mappings of prompts: what they may hold, how they extend each other, and what is said about mistakes."""
 
+import ast
 import copy
 import pickle
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from omegaconf import OmegaConf
 from anovl_plugin.text import parts
 from anovl_plugin.text.prompts import Prompts, prompt_ensemble
 
+PAGE = Path(__file__).parents[3] / "docs" / "prompts.md"
 PAPER_FILE = Path(parts.__file__).with_name("paper.yaml")
 OWN = {
     "normal_states": ["good {}"],
@@ -181,6 +184,22 @@ def test_a_file_may_be_extended_twice_but_not_in_a_circle(write):
         Prompts.load("one.yaml")
     with pytest.raises(ValueError, match=r"^me\.yaml, line 1: extends is 'me\.yaml', but that file extends this one"):
         Prompts.load(write("me.yaml", "extends: me.yaml"))
+
+
+# Documentation.
+
+
+def test_the_page_shows_a_file_that_makes_what_its_example_makes(write):
+    page = PAGE.read_text(encoding="utf-8")
+    (block,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (call,) = re.findall(r"Prompts\.load\((.*?)\)\n", page.replace("... ", ""), re.DOTALL)
+    assert Prompts.load(write("my.yaml", block)) == Prompts.load(ast.literal_eval(call))
+
+
+def test_the_page_explains_every_key():
+    rows = re.findall(r"^\| `(\w+)` \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    with pytest.raises(ValueError, match=f"use one of {', '.join(rows)}$"):
+        Prompts.load({"key": 1})
 
 
 # Plain data.
