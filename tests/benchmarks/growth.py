@@ -100,8 +100,12 @@ def of_prompts(weights: str, count: int) -> Pair:
     """Encode so many prompts against 924."""
     loaded = load_backbone(DEFAULT_BACKBONE, weights)
     tower = TextTower(loaded.clip, loaded.tokenizer)
-    prompts = ["a close-up industrial photo of the damaged bottle"] * count
-    return Pair(lambda: tower.encode(prompts), lambda: tower.encode(prompts[:1] * USUAL_PROMPTS), count, USUAL_PROMPTS)
+    # Different ones of one length: four digits are four tokens.
+    numbers = range(1000, 1000 + max(count, USUAL_PROMPTS))
+    prompts = [f"a close-up industrial photo of damaged bottle {number}" for number in numbers]
+    return Pair(
+        lambda: tower.encode(prompts[:count]), lambda: tower.encode(prompts[:USUAL_PROMPTS]), count, USUAL_PROMPTS
+    )
 
 
 def of_adapter(_: str, count: int) -> Pair:

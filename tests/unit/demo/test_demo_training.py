@@ -26,7 +26,6 @@ from anovl_plugin.demo.studies.train import (
     state_loss,
     train,
 )
-from anovl_plugin.text.prompts import ABNORMAL_STATES, NORMAL_STATES
 from anovl_plugin.vision.backbone import DEMO_BACKBONE
 
 SETTINGS = {"steps": 3, "images": 24, "batch": 2, "learning_rate": 1e-3, "seed": 3, "save_every": 1}
@@ -160,15 +159,12 @@ def test_captions_are_in_both_states_of_every_family():
     sentences, own = draw_captions(np.random.default_rng(0), per_state=2)
     assert own.shape == (len(FAMILIES),)
     assert len(sentences) == len(FAMILIES) * 2 * 2
-    words = [{word for state in states for word in state.replace("{}", "").split()} for states in STATES]
+    words = [{word for state in states for word in state.replace("{}", "").split()} for states in training.STATES]
     for index, sentence in enumerate(sentences):
         abnormal = index // 2 % 2
         assert words[abnormal] & set(sentence.split())
         if own[index // 4]:
             assert any(noun in sentence for noun in list(FAMILIES.values())[index // 4].nouns)
-
-
-STATES = (NORMAL_STATES, ABNORMAL_STATES)
 
 
 @pytest.mark.parametrize("seed", range(4))
