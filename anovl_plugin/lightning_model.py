@@ -31,7 +31,7 @@ from anovl_plugin.components.export import check_exportable, check_openvino, qui
 from anovl_plugin.components.post_processor import ZeroShotPostProcessor
 from anovl_plugin.components.pre_processor import AntialiasedPreProcessor
 from anovl_plugin.components.validation import OptionalValidation
-from anovl_plugin.config import is_loading_checkpoint, loading_checkpoint, shown, to_config
+from anovl_plugin.config import check_flag, is_loading_checkpoint, loading_checkpoint, to_config
 from anovl_plugin.hosts.lightning import attached_trainer
 from anovl_plugin.scoring.adaptation import Adaptation
 from anovl_plugin.scoring.image_score import GlobalScore, ImageScore, ImageScoreName
@@ -110,9 +110,7 @@ class AnoVL(AnomalibModule):
     ) -> None:
         if class_name is not None:
             check_class_name(class_name)
-        if not isinstance(save_backbone, bool):
-            msg = f"save_backbone is {shown(save_backbone)}, but must be true or false"
-            raise TypeError(msg)
+        check_flag("save_backbone", save_backbone)
         model = AnoVLModel(
             backbone,
             domain=domain,
@@ -123,7 +121,8 @@ class AnoVL(AnomalibModule):
             adaptation=adaptation,
         )
         components = check_components(pre_processor, post_processor, evaluator, visualizer)
-        # Afterwards, as anomalib copies all arguments, whatever they are.
+        # anomalib copies all arguments, so they are checked before. These two, of anybody's class, need no copy.
+        image_score = adaptation = None
         super().__init__(**components)
         self.model = model
         self._use_settings(_settings_of(self.model, class_name, domain, save_backbone))
