@@ -120,10 +120,12 @@ class AnoVL(AnomalibModule):
             tiles_per_side=tiles_per_side,
             adaptation=adaptation,
         )
-        components = check_components(pre_processor, post_processor, evaluator, visualizer)
+        check_components(pre_processor, post_processor, evaluator, visualizer)
         # anomalib copies all arguments, so they are checked before. These two, of anybody's class, need no copy.
-        image_score = adaptation = None
-        super().__init__(**components)
+        image_score, adaptation = "global", None
+        super().__init__(
+            pre_processor=pre_processor, post_processor=post_processor, evaluator=evaluator, visualizer=visualizer
+        )
         self.model = model
         self._use_settings(_settings_of(self.model, class_name, domain, save_backbone))
         # The class of the text bank that came with a checkpoint.
