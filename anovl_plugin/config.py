@@ -117,6 +117,13 @@ def to_builtin(value: Any) -> Any:
     return value
 
 
+def check_flag(name: str, value: object) -> None:
+    """Raise TypeError if an argument is not a bool."""
+    if not isinstance(value, bool):
+        msg = f"{name} is {shown(value)}, but must be true or false"
+        raise TypeError(msg)
+
+
 def whole_number(part: object, name: str, least: int) -> int:
     """Return a setting that must be a whole number, at least ``least`` and less than 2⁶³, as an ``int``.
 

@@ -22,7 +22,7 @@ from anovl_plugin.components.post_processor import ZeroShotPostProcessor
 from anovl_plugin.components.pre_processor import AntialiasedPreProcessor, default_transform
 from anovl_plugin.components.settings import settings_of
 from anovl_plugin.components.validation import OptionalValidation
-from anovl_plugin.config import is_loading_checkpoint, shown
+from anovl_plugin.config import check_flag, is_loading_checkpoint
 from anovl_plugin.scoring.adaptation import Adaptation
 from anovl_plugin.scoring.image_score import ImageScore, ImageScoreName
 from anovl_plugin.text.prompts import Domain, check_class_name
@@ -99,9 +99,7 @@ class AnoVL(TextBankExportMixin, CheckpointMixin, AnomalibModule):
     ) -> None:
         if class_name is not None:
             check_class_name(class_name)
-        if not isinstance(save_backbone, bool):
-            msg = f"save_backbone is {shown(save_backbone)}, but must be true or false"
-            raise TypeError(msg)
+        check_flag("save_backbone", save_backbone)
         model = AnoVLModel(
             backbone,
             domain=domain,
@@ -111,9 +109,12 @@ class AnoVL(TextBankExportMixin, CheckpointMixin, AnomalibModule):
             tiles_per_side=tiles_per_side,
             adaptation=adaptation,
         )
-        components = check_components(pre_processor, post_processor, evaluator, visualizer)
-        # Afterwards, as anomalib copies all arguments, whatever they are.
-        super().__init__(**components)
+        check_components(pre_processor, post_processor, evaluator, visualizer)
+        # anomalib copies all arguments, so they are checked before. These two, of anybody's class, need no copy.
+        image_score, adaptation = "global", None
+        super().__init__(
+            pre_processor=pre_processor, post_processor=post_processor, evaluator=evaluator, visualizer=visualizer
+        )
         self.model = model
         self.save_hyperparameters(settings_of(self.model, class_name, domain, save_backbone))
         self.has_default_pre_processor = pre_processor is True

@@ -10,9 +10,15 @@ import torch
 from anomalib.data import InferenceBatch
 from torch import Tensor, nn
 
-from anovl_plugin.config import from_config, is_loading_checkpoint, to_builtin
-from anovl_plugin.scoring.adaptation import Adaptation, adapt_tokens
-from anovl_plugin.scoring.image_score import ImageScore, ImageScoreName, mean_over_views, parse_image_score
+from anovl_plugin.config import is_loading_checkpoint, to_builtin
+from anovl_plugin.scoring.adaptation import Adaptation, adapt_tokens, parse_adaptation
+from anovl_plugin.scoring.image_score import (
+    ImageScore,
+    ImageScoreName,
+    combine_margins,
+    mean_over_views,
+    parse_image_score,
+)
 from anovl_plugin.scoring.scores import abnormality_margin, margin_map, to_probability
 from anovl_plugin.text.prompts import Domain, check_class_name, resolve_domain
 from anovl_plugin.text.text_bank import TextBank
@@ -103,7 +109,7 @@ class AnoVLModel(nn.Module):
         self.image_tower = ImageTower(source, check_image_size(to_builtin(image_size)))
         self.image_score = parse_image_score(to_builtin(image_score), allow_import=trusted)
         self.tiles_per_side = check_tiles_per_side(tiles_per_side)
-        self.adaptation = from_config(to_builtin(adaptation), Adaptation, allow_import=trusted)
+        self.adaptation = parse_adaptation(to_builtin(adaptation), allow_import=trusted)
         self.text_bank = TextBank()
         self._text_tower = LazyTextTower(partial(_load_text_tower, *source))
         # The hub is not contacted before the CLIP is needed.
@@ -255,7 +261,7 @@ class AnoVLModel(nn.Module):
             own = abnormality_margin(class_token.flatten(0, 1), self.text_bank.state_embeddings)
             over_views = mean_over_views(self._class_margin, tiles.flatten(0, 1), views, own)
             class_margins = over_views.unflatten(0, (-1, number)).mean(1)
-        score = self.image_score.combine(class_margins, anomaly_map)
+        score = combine_margins(self.image_score, class_margins, anomaly_map)
         # Before joining, as anomalib's tiler turns NaN into 0. Graphs hold no checks.
         if not torch.compiler.is_compiling():
             finite = margins.flatten(1).isfinite().all(1) & score.isfinite()

@@ -1,7 +1,5 @@
 """Checks of the arguments that every anomalib model has."""
 
-from typing import Any
-
 from anomalib.metrics import Evaluator
 from anomalib.visualization import Visualizer
 from torch import nn
@@ -9,10 +7,8 @@ from torch import nn
 from anovl_plugin.config import shown
 
 
-def check_components(
-    pre_processor: object, post_processor: object, evaluator: object, visualizer: object
-) -> dict[str, Any]:
-    """Return the components by their names, or raise an error that names the one of another type.
+def check_components(pre_processor: object, post_processor: object, evaluator: object, visualizer: object) -> None:
+    """Raise an error that names a component of another type; anomalib's own does not.
 
     Raises:
         TypeError: If one is neither a bool nor what anomalib accepts in its place: any module as the pre- and the
@@ -28,4 +24,3 @@ def check_components(
         if not isinstance(value, bool | kind):
             msg = f"{name} is {shown(value)}, but must be true, false or an instance of {kind.__name__}"
             raise TypeError(msg)
-    return {name: value for name, (value, _) in components.items()}

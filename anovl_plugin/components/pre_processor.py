@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torchvision.transforms.v2 import Compose, InterpolationMode, Normalize, Resize, Transform
 
+from anovl_plugin.config import shown
 from anovl_plugin.hosts.anomalib import can_be_saved, get_exportable_transform, set_transforms
 from anovl_plugin.torch_model import AnoVLModel
 from anovl_plugin.vision.tiles import short_side
@@ -32,10 +33,13 @@ class AntialiasedPreProcessor(PreProcessor):
     runtime has.
 
     Args:
-        transform: Transform of images. If ``None``, the default, identity until :meth:`set_transform` sets another.
+        transform: Transform of images. Defaults to None: identity until :meth:`set_transform` sets another.
 
     Attributes:
         is_given: Whether the transform was passed at construction, and so was chosen by whoever made this.
+
+    Raises:
+        TypeError: If the transform is not one of torchvision's, nor another module.
     """
 
     def __init__(self, transform: Transform | None = None) -> None:
@@ -48,7 +52,13 @@ class AntialiasedPreProcessor(PreProcessor):
 
         Args:
             transform: Transform of images; ``None`` for identity.
+
+        Raises:
+            TypeError: If it is not one of torchvision's transforms, nor another module.
         """
+        if not isinstance(transform, nn.Module | None):
+            msg = f"transform is {shown(transform)}, but must be a transform of torchvision.transforms.v2 or None"
+            raise TypeError(msg)
         bound_resizing(transform)
         set_transforms(self, transform, exportable(transform))
 

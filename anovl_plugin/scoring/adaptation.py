@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import AdamW
 
-from anovl_plugin.config import number, whole_number
+from anovl_plugin.config import from_config, number, whole_number
 from anovl_plugin.scoring.scores import cosine_difference
 from anovl_plugin.text.text_bank import TextBank
 
@@ -63,6 +63,27 @@ class Adaptation(ABC):
             Adapted tokens of a floating-point dtype on the same device, shape (B, N, C). Those of an image should
             depend on that image alone.
         """
+
+
+def parse_adaptation(value: object, *, allow_import: bool = True) -> Adaptation | None:
+    """Return an adaptation from an instance, a class path or a configuration; ``None`` for none.
+
+    Args:
+        value: Whatever :func:`anovl_plugin.config.from_config` accepts.
+        allow_import: Whether a class path may be imported. Defaults to ``True``.
+
+    Raises:
+        TypeError: If it is nothing of the kind, or its ``batch_size`` is not an integer.
+        ValueError: If there is no such adaptation, it does not accept the settings, or its ``batch_size`` is below 1.
+
+    Example:
+        >>> parse_adaptation("LinearAdapter").batch_size
+        4
+    """
+    adaptation = from_config(value, Adaptation, allow_import=allow_import)
+    if adaptation is not None:
+        whole_number(adaptation, "batch_size", least=1)
+    return adaptation
 
 
 def adapt_tokens(adaptation: Adaptation, tokens: Tensor, text_bank: TextBank) -> Tensor:

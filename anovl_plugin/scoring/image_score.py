@@ -167,6 +167,29 @@ def parse_image_score(value: ImageScore | str | dict[str, Any], *, allow_import:
     return cast("ImageScore", from_config(value, ImageScore, allow_import=allow_import))
 
 
+def combine_margins(image_score: ImageScore, class_margins: Tensor | None, margin_map: Tensor) -> Tensor:
+    """Return the result of :meth:`ImageScore.combine`; raise an error if it is not one margin for each image.
+
+    Raises:
+        TypeError: If it is not a floating-point tensor.
+        ValueError: If its shape is not (B,).
+    """
+    margins = image_score.combine(class_margins, margin_map)
+    # Graphs hold no checks.
+    if torch.compiler.is_compiling():
+        return margins
+    shape = (len(margin_map),)
+    wanted = f"{type(image_score).__name__}.combine must return a floating-point tensor of shape {shape}"
+    if not isinstance(margins, Tensor) or not margins.is_floating_point():
+        kind = margins.dtype if isinstance(margins, Tensor) else "None" if margins is None else type(margins).__name__
+        msg = f"{wanted}, but returned {kind}; score each image by a margin, p(abnormal) - 0.5"
+        raise TypeError(msg)
+    if tuple(margins.shape) != shape:
+        msg = f"{wanted}, but returned shape {tuple(margins.shape)}; score each image by one margin"
+        raise ValueError(msg)
+    return margins
+
+
 def sum_over_views(
     score: Callable[[Tensor], Tensor], images: Tensor, views: Sequence[View], size: int = CHUNK_SIZE
 ) -> Tensor:

@@ -15,6 +15,7 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
+from anovl_plugin.config import check_flag
 from anovl_plugin.hosts.open_clip import VisionTransformer, native_traits
 from anovl_plugin.vision.architecture import (
     DEFAULT_BACKBONE,
@@ -111,9 +112,9 @@ def load_backbone(
 
     Args:
         backbone: An open_clip architecture, ``hf-hub:OWNER/NAME``, ``local-dir:FOLDER``, or ``anovl-demo``, the small
-            CLIP that comes with the package. Defaults to ``"ViT-B-16-plus-240"``.
+            CLIP that comes with the package. Defaults to ``ViT-B-16-plus-240``.
         pretrained: An open_clip tag, or the path of a .safetensors or .pt file, nothing of which is executed. Defaults
-            to ``"laion400m_e32"``. The sources that bring their own weights (``hf-hub:``, ``local-dir:``,
+            to ``laion400m_e32``. The sources that bring their own weights (``hf-hub:``, ``local-dir:``,
             ``anovl-demo``) accept nothing but the default and ``None``.
         image_size: Height and width (or one number for both) in pixels, multiples of the patch; the position
             embeddings are interpolated to it. Defaults to ``None``: the size the architecture was made for.
@@ -128,6 +129,8 @@ def load_backbone(
         BackboneError: If the architecture is not supported, or the weights are unavailable or not its own.
         ValueError: If the image size does not suit the patches.
     """
+    check_flag("image", image)
+    check_flag("text", text)
     size = check_image_size(image_size)
     backbone, pretrained = check_source(backbone, pretrained)
     model, preprocessing = read_model_config(backbone)

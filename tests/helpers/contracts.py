@@ -31,6 +31,7 @@ from anovl_plugin import (
     MapScore,
     TextAdapter,
     ZeroShotPostProcessor,
+    load_backbone,
     prompt_ensemble,
 )
 from anovl_plugin.demo import DemoSurfaces
@@ -255,6 +256,7 @@ BACKBONE = Kind(
         "write local-dir:FOLDER",
         "use a folder that open_clip exported",
         "needs weights: an open_clip tag or a weights file",
+        "which needs no download",
     ),
     (
         "anovl-demo",
@@ -335,6 +337,21 @@ CONTRACTS: dict[Callable, dict[str, Kind]] = {
     prompt_ensemble: {"class_name": CLASS_NAME, "domain": DOMAIN},
     parse_view: {"text": VIEW},
     parse_views: {"views": VIEWS},
+    load_backbone: {
+        "backbone": BACKBONE._replace(in_range=lambda value: value == "anovl-demo"),
+        "pretrained": PRETRAINED_OF_DEMO,
+        "image_size": IMAGE_SIZE.or_none(),
+        "image": flag("must be true or false"),
+        "text": flag("must be true or false"),
+    },
+    AntialiasedPreProcessor: {
+        "transform": Kind(
+            lambda value: isinstance(value, nn.Module | None),
+            lambda _: True,
+            ("must be a transform of torchvision.transforms.v2 or None",),
+            (Resize(96), Resize, [Resize(96)]),
+        )
+    },
     ZeroShotPostProcessor: {
         "enable_normalization": SWITCH,
         "enable_thresholding": SWITCH,
@@ -362,6 +379,7 @@ CONTRACTS: dict[Callable, dict[str, Kind]] = {
 WITH: dict[Callable, dict[str, object]] = {
     AnoVL: {"backbone": "anovl-demo", "visualizer": False},
     AnoVLModel: {"backbone": "anovl-demo"},
+    load_backbone: {"backbone": "anovl-demo"},
     prompt_ensemble: {"class_name": "bottle"},
 }
 

@@ -1,6 +1,7 @@
 """README's table, docstrings, signatures and contracts agree on the arguments."""
 
 import re
+from collections.abc import Callable
 from inspect import Parameter, getdoc, signature
 from pathlib import Path
 
@@ -9,12 +10,14 @@ import pytest
 from anovl_plugin import (
     AnoVL,
     AnoVLModel,
+    AntialiasedPreProcessor,
     CombinedScore,
     GlobalScore,
     LinearAdapter,
     MapScore,
     TextAdapter,
     ZeroShotPostProcessor,
+    load_backbone,
 )
 from anovl_plugin.demo import DemoSurfaces
 from tests.helpers.contracts import CONTRACTS
@@ -22,12 +25,12 @@ from tests.helpers.contracts import CONTRACTS
 README = Path(__file__).parents[2] / "README.md"
 DOCUMENTED = (
     *(AnoVL, AnoVLModel, TextAdapter, LinearAdapter, GlobalScore, MapScore, CombinedScore),
-    *(ZeroShotPostProcessor, DemoSurfaces),
+    *(ZeroShotPostProcessor, AntialiasedPreProcessor, DemoSurfaces, load_backbone),
 )
 COMPONENTS = ("pre_processor", "post_processor", "evaluator", "visualizer")
 
 
-def defaults_of(kind: type) -> dict[str, object]:
+def defaults_of(kind: Callable) -> dict[str, object]:
     return {name: argument.default for name, argument in signature(kind).parameters.items()}
 
 
@@ -38,10 +41,10 @@ def rows_of_readme() -> dict[str, str]:
     return dict(re.findall(r"^\| `(\w+)` \| (.+?) \|", table, re.MULTILINE))
 
 
-def described(kind: type) -> dict[str, str]:
+def described(kind: Callable) -> dict[str, str]:
     """Return the description of each argument in the docstring of a class, in the order they stand there."""
     # The two adapters have the arguments of their base.
-    docstring = next(text for text in map(getdoc, kind.__mro__) if "Args:" in text)
+    docstring = next(text for text in map(getdoc, getattr(kind, "__mro__", [kind])) if "Args:" in text)
     (section,) = re.findall(r"^Args:\n((?:(?: {4}.*)?\n)+)", docstring, re.MULTILINE)
     return {
         name: " ".join(text.split())

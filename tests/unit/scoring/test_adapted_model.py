@@ -1,18 +1,21 @@
 """A model with test-time adaptation: in plain torch, on anomalib's engine, from its command line and in checkpoints."""
 
+import dataclasses
 import json
 import re
+from threading import Lock
 
 import pytest
 import torch
 from anomalib.models import get_model
+from torch import nn
 from torch.testing import assert_close
 
-from anovl_plugin import AnoVL, AnoVLModel, LinearAdapter, TextAdapter
+from anovl_plugin import Adaptation, AnoVL, AnoVLModel, LinearAdapter, TextAdapter
 from anovl_plugin.scoring.image_score import CombinedScore, GlobalScore, MapScore
 from anovl_plugin.scoring.scores import map_score, to_probability
 from tests.helpers import reference, reference_adaptation, trees
-from tests.helpers.adaptations import Center
+from tests.helpers.adaptations import Center, Watch
 from tests.helpers.runs import assert_same, quiet_engine, run_predict, run_test
 from tests.integration.test_documentation import run
 
@@ -270,24 +273,37 @@ def test_get_model_takes_the_adaptation_with_the_other_arguments(source):
     assert model.model.adaptation == TextAdapter(steps=2)
 
 
+@pytest.mark.parametrize("kind", [AnoVL, AnoVLModel])
 @pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        (
-            "Nope",
-            r"^adaptation is 'Nope', but no imported class has that name; try LinearAdapter, TextAdapter, or the cl",
-        ),
-        ({"class_path": "TextAdapter", "init_args": {"pace": 2}}, r"^adaptation: TextAdapter does not accept .*pace"),
-        (
-            {"class_path": "TextAdapter", "init_args": {"steps": 0}},
-            r"^adaptation: TextAdapter does not accept .*: steps of TextAdapter is 0, but must be a whole number of",
-        ),
-    ],
-    ids=str,
+    ("value", "error"), [(0, ValueError), (10**30, ValueError), (True, TypeError), ("4", TypeError)]
 )
-def test_what_is_no_adaptation_is_refused(given, message, make):
-    with pytest.raises(ValueError, match=message):
-        make(adaptation=given)
+def test_a_batch_size_that_is_none_is_an_error_of_the_constructor(value, error, kind, source):
+    message = f"^batch_size of Watch is {value!r}, but must be a whole number of at least 1"
+    with pytest.raises(error, match=message):
+        kind(source[0], pretrained=source[1], adaptation=Watch(value))
+
+
+@dataclasses.dataclass(eq=False)
+class Learned(Adaptation, nn.Module):
+    """Has weights, and holds what can neither be copied nor pickled."""
+
+    width: int = 24
+
+    def __post_init__(self):
+        nn.Module.__init__(self)
+        self.scale = nn.Parameter(torch.ones(self.width))
+        self.lock = Lock()
+
+    def adapt(self, tokens, text_bank):  # noqa: ARG002
+        return self.scale * tokens
+
+
+def test_an_adaptation_of_any_class_is_used_as_it_is(make, recwarn):
+    adaptation = Learned()
+    model = make(adaptation=adaptation)
+    assert model.model.adaptation is adaptation
+    assert model.settings["adaptation"]["init_args"] == {"width": 24}
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize("adaptation", [STRONG, Center(0.5, "mine"), None], ids=str)

@@ -1,6 +1,8 @@
 """What scores an image: its global token over views, its map, or both, against the slow references."""
 
+import re
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +14,7 @@ from torch.testing import assert_close
 
 from anovl_plugin import AnoVL
 from anovl_plugin.config import to_config
-from anovl_plugin.scoring.image_score import CombinedScore, GlobalScore, MapScore
+from anovl_plugin.scoring.image_score import CombinedScore, GlobalScore, ImageScore, MapScore, combine_margins
 from anovl_plugin.scoring.scores import check_fraction, map_score
 from anovl_plugin.torch_model import AnoVLModel
 from anovl_plugin.vision import image_tower
@@ -278,6 +280,38 @@ def test_views_fit_a_tower_that_is_not_square(weights_of):
     result = model(noise(2, 3, 32, 48))
     assert result.pred_score.shape == (2,)
     assert result.pred_score.isfinite().all()
+
+
+@dataclass
+class Constant(ImageScore):
+    """Returns what it is told to, whatever the images are."""
+
+    result: object = None
+
+    def combine(self, class_margins, margin_map):  # noqa: ARG002
+        return self.result
+
+
+@pytest.mark.parametrize(
+    ("result", "error", "returned"),
+    [
+        (None, TypeError, "None"),
+        (noise(3).numpy(), TypeError, "ndarray"),
+        ([0.1, 0.2, 0.3], TypeError, "list"),
+        (torch.ones(3, dtype=torch.int64), TypeError, "torch.int64"),
+        (noise(1), ValueError, "shape (1,)"),
+        (noise(3, 1), ValueError, "shape (3, 1)"),
+        (noise(3)[0], ValueError, "shape ()"),
+    ],
+)
+def test_a_result_that_is_not_one_margin_an_image_is_an_error(result, error, returned, make, images):
+    message = (
+        rf"^Constant.combine must return a floating-point tensor of shape \(3,\), but returned {re.escape(returned)};"
+    )
+    with pytest.raises(error, match=message):
+        combine_margins(Constant(result), None, noise(3, 1, 4, 4))
+    with pytest.raises(error, match=message):
+        make(image_score=Constant(result))(images)
 
 
 def test_the_paper_is_not_the_default(make):
