@@ -2,9 +2,14 @@
 
 import os
 
+import hypothesis
 import pytest
 
 from tests.helpers.architectures import ARCHITECTURES
+
+# How long an example takes depends on what else the machine does.
+hypothesis.settings.register_profile("tests", hypothesis.settings.default, deadline=None)
+hypothesis.settings.load_profile("tests")
 
 
 def pytest_addoption(parser):

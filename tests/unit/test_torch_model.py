@@ -186,7 +186,7 @@ def test_an_unknown_domain_is_an_error_before_anything_is_loaded(class_name):
         AnoVLModel("anovl-demo", class_name=class_name, domain="wood")
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(seed=st.integers(0, 2**31), number=st.integers(1, 5), order=st.randoms(use_true_random=False))
 def test_a_result_does_not_depend_on_its_neighbors_or_its_place(square, seed, number, order):
     images, places = images_for(square, number, seed), list(range(number))
@@ -198,7 +198,7 @@ def test_a_result_does_not_depend_on_its_neighbors_or_its_place(square, seed, nu
         assert_close(together.anomaly_map[position], alone.anomaly_map[0], **WITHIN)
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(seed=st.integers(0, 2**31), number=st.integers(1, 4))
 def test_the_same_batch_gives_the_same_bits(square, seed, number):
     images = images_for(square, number, seed)

@@ -51,7 +51,7 @@ def race(root, barrier):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @given(seed=st.integers(0, 2**32), size=st.sampled_from([48, 96]))
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 def test_surfaces_are_images_that_depend_on_the_seed_alone(family, seed, size):
     image = draw_surface(family, size, default_rng(seed))
     assert image.dtype == np.float32
@@ -62,7 +62,7 @@ def test_surfaces_are_images_that_depend_on_the_seed_alone(family, seed, size):
 
 
 @given(kind=st.sampled_from(DEFECT_KINDS), seed=st.integers(0, 2**32), size=st.sampled_from([48, 96, 128]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_masks_cover_exactly_the_pixels_that_changed(kind, seed, size):
     rng = default_rng(seed)
     image = rng.random((size, size, 3)).astype(np.float32) * np.float32(0.2) + np.float32(rng.uniform(0, 0.8))
@@ -81,7 +81,7 @@ def test_masks_cover_exactly_the_pixels_that_changed(kind, seed, size):
 
 @pytest.mark.parametrize("kind", DEFECT_KINDS)
 @given(seed=st.integers(0, 2**32), level=st.floats(0, 1))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_defects_are_visible(kind, seed, level):
     image = np.full((96, 96, 3), level, np.float32)
     abnormal, mask = paint_defect(image, kind, default_rng(seed))

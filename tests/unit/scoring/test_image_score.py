@@ -114,7 +114,7 @@ def test_the_score_of_a_map_is_the_mean_of_its_highest_pixels(size, fraction):
     assert_close(scores, expected, atol=1e-6, rtol=0)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 2**31), height=st.integers(1, 12), width=st.integers(1, 12), fraction=st.floats(0, 1))
 def test_the_score_of_a_map_is_that_of_a_plain_formula(seed, height, width, fraction):
     maps = noise(2, 1, height, width, seed=seed)
@@ -134,7 +134,7 @@ def test_a_fraction_of_less_than_a_pixel_is_one_pixel():
     assert torch.equal(map_score(maps, 0.001), maps.amax((1, 2, 3)))
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 2**31), fractions=st.lists(st.floats(0, 1), min_size=2, max_size=2))
 def test_more_of_the_map_never_scores_higher(seed, fractions):
     maps = noise(2, 1, 6, 6, seed=seed)
@@ -242,7 +242,7 @@ def test_other_views_take_the_ordinary_path_only(options, lengths, make, images,
     assert ordinary == lengths
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(seed=st.integers(0, 2**31), number=st.integers(1, 5), order=st.randoms(use_true_random=False))
 def test_a_score_does_not_depend_on_neighbors_or_place(make, seed, number, order):
     model, images = make(image_score=CombinedScore("paper")), noise(number, 3, 32, 32, seed=seed)

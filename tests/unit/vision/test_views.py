@@ -211,7 +211,7 @@ def test_a_sum_over_views_is_that_of_a_loop(number, batch_size, count):
     assert sum(spy.lengths) == number * count
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(number=st.integers(1, 40), count=st.integers(0, 22), batch_size=st.integers(1, 70))
 def test_no_more_images_than_the_batch_size_are_scored_at_once(number, count, batch_size):
     images, views, spy = noise(number, 3, 2, 2), (identity,) * count, Spy()
@@ -258,7 +258,7 @@ def test_views_leave_the_images_as_they_are(text):
     assert torch.equal(images, before)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     text=st.sampled_from(PAPER),
     seed=st.integers(0, 2**31),
@@ -275,7 +275,7 @@ def test_a_view_does_not_depend_on_neighbors_or_place(text, seed, number, order)
         assert_close(together[position], view(images[place : place + 1])[0], **WITHIN)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     seed=st.integers(0, 2**31),
     number=st.integers(1, 5),
