@@ -7,6 +7,7 @@ import sys
 import warnings
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -93,6 +94,19 @@ def test_fingerprint_is_of_all_that_changes_embeddings(tower, weights_of):
 
 def test_a_tokenizer_without_a_vocabulary_has_no_fingerprint(tower):
     assert tower_fingerprint(TextTower(tower.clip, lambda prompts: torch.zeros(len(prompts), 77))) is None
+
+
+def test_vocabulary_of_a_wrapped_tokenizer_counts(tower):
+    class Wrapped:
+        def __init__(self, vocabulary):
+            self.tokenizer = SimpleNamespace(get_vocab=lambda: vocabulary)
+
+        def __call__(self, prompts):
+            return torch.zeros(len(prompts), 77, dtype=torch.long)
+
+    one, other = (tower_fingerprint(TextTower(tower.clip, Wrapped({"rust": token}))) for token in (1, 2))
+    assert one is not None
+    assert one != other
 
 
 # Damage.
