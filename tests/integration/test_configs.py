@@ -8,7 +8,7 @@ import yaml
 
 from anovl_plugin.demo.datamodule import make_category
 from anovl_plugin.text.prompts import Prompts
-from tests.integration.test_documentation import ReadingCLI, run
+from tests.helpers.commands import ReadingCLI, run
 
 FOLDER = Path(__file__).parents[2] / "configs"
 CONFIGS = sorted(FOLDER.glob("*.yaml"))
@@ -45,7 +45,7 @@ def test_command_of_header(path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """Make a Folder of sound and cracked bricks, without masks."""
+    """Return a Folder of normal and cracked bricks without masks."""
     root = tmp_path_factory.mktemp("images")
     make_category(root, "brick")
     return root / "brick"
