@@ -8,7 +8,7 @@ import yaml
 
 from anovl_plugin.demo.datamodule import make_category
 from anovl_plugin.text.prompts import Prompts
-from tests.integration.test_documentation import ReadingCLI, run
+from tests.helpers.commands import ReadingCLI, run
 
 FOLDER = Path(__file__).parents[2] / "configs"
 CONFIGS = sorted(FOLDER.glob("*.yaml"))

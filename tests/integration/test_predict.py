@@ -9,8 +9,8 @@ from PIL import Image
 from skimage import data
 
 from anovl_plugin import AnoVL
+from tests.helpers.commands import run
 from tests.helpers.runs import run_predict
-from tests.integration.test_documentation import run
 
 MODEL = "--model AnoVL --model.backbone anovl-demo --model.class_name brick --model.domain texture"
 

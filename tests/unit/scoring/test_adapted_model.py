@@ -16,8 +16,8 @@ from anovl_plugin.scoring.image_score import CombinedScore, GlobalScore, MapScor
 from anovl_plugin.scoring.scores import map_score, to_probability
 from tests.helpers import reference, reference_adaptation, trees
 from tests.helpers.adaptations import Center, Watch
+from tests.helpers.commands import run
 from tests.helpers.runs import assert_same, quiet_engine, run_predict, run_test
-from tests.integration.test_documentation import run
 
 WITHIN = {"atol": 1e-5, "rtol": 0}
 KINDS = {"text": TextAdapter, "linear": LinearAdapter}
