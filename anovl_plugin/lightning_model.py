@@ -1,5 +1,6 @@
 """AnoVL as an anomalib model: ``anomalib test --model AnoVL``."""
 
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -25,7 +26,7 @@ from anovl_plugin.components.validation import OptionalValidation
 from anovl_plugin.config import check_flag, is_loading_checkpoint
 from anovl_plugin.scoring.adaptation import Adaptation
 from anovl_plugin.scoring.image_score import ImageScore, ImageScoreName
-from anovl_plugin.text.prompts import Domain, check_class_name
+from anovl_plugin.text.prompts import check_class_name
 from anovl_plugin.torch_model import AnoVLModel, NonFiniteImageError, check_images
 from anovl_plugin.vision.backbone import DEFAULT_BACKBONE, DEFAULT_PRETRAINED
 
@@ -46,6 +47,8 @@ class AnoVL(TextBankExportMixin, CheckpointMixin, AnomalibModule):
         class_name: What the images show, e.g. ``bottle``. Default: the data module's category, else ``object``.
         domain: Wording of the prompts: ``object``, ``texture``, or ``auto``: texture for MVTec AD's texture classes,
             else object. Default: ``auto``.
+        prompts: What the prompts are made of: a YAML file that extends or replaces the paper's, or a mapping with the
+            keys of such a file. Default: the paper's.
         pretrained: Weights of the CLIP: an open_clip tag, or a .safetensors or .pt file. ``hf-hub:``, ``local-dir:``
             and ``anovl-demo`` bring their own. Default: ``laion400m_e32``.
         image_size: Height and width (or one number for both) in pixels that images are resized to, multiples of the
@@ -85,7 +88,8 @@ class AnoVL(TextBankExportMixin, CheckpointMixin, AnomalibModule):
         backbone: str = DEFAULT_BACKBONE,
         *,
         class_name: str | None = None,
-        domain: Domain = "auto",
+        domain: str = "auto",
+        prompts: str | Path | dict[str, Any] | None = None,
         pretrained: str | None = DEFAULT_PRETRAINED,
         image_size: int | tuple[int, int] | None = None,
         image_score: ImageScoreName | ImageScore = "global",
@@ -103,6 +107,7 @@ class AnoVL(TextBankExportMixin, CheckpointMixin, AnomalibModule):
         model = AnoVLModel(
             backbone,
             domain=domain,
+            prompts=prompts,
             pretrained=pretrained,
             image_size=image_size,
             image_score=image_score,

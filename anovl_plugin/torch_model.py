@@ -3,7 +3,9 @@
 Shapes: B images, T tiles per image (1 without tiles), N patches per tile, C joint embedding width.
 """
 
+from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -20,7 +22,7 @@ from anovl_plugin.scoring.image_score import (
     parse_image_score,
 )
 from anovl_plugin.scoring.scores import abnormality_margin, margin_map, to_probability
-from anovl_plugin.text.prompts import Domain, check_class_name, resolve_domain
+from anovl_plugin.text.prompts import Prompts, check_class_name
 from anovl_plugin.text.text_bank import TextBank
 from anovl_plugin.text.text_tower import LazyTextTower, TextTower, Tokenizer
 from anovl_plugin.vision.backbone import (
@@ -63,6 +65,8 @@ class AnoVLModel(nn.Module):
             Default: ``ViT-B-16-plus-240``.
         class_name: What the images show; builds the text bank at once. Default: none, see :meth:`build_text_bank`.
         domain: Wording of the prompts: ``object``, ``texture``, or ``auto``, by class name. Default: ``auto``.
+        prompts: What the prompts are made of: a YAML file, a mapping with the keys of such a file, or
+            :class:`Prompts`. Default: the paper's.
         pretrained: Weights of the CLIP: an open_clip tag, or a .safetensors or .pt file. Default: ``laion400m_e32``.
         image_size: Height and width (or one number for both) in pixels. Default: the architecture's own.
         image_score: What scores an image: ``global``, ``map``, ``both``, or an :class:`ImageScore`. Default:
@@ -92,7 +96,8 @@ class AnoVLModel(nn.Module):
         backbone: str = DEFAULT_BACKBONE,
         *,
         class_name: str | None = None,
-        domain: Domain = "auto",
+        domain: str = "auto",
+        prompts: Prompts | str | Path | Mapping[str, Any] | None = None,
         pretrained: str | None = DEFAULT_PRETRAINED,
         image_size: int | tuple[int, int] | None = None,
         image_score: ImageScore | ImageScoreName = "global",
@@ -102,7 +107,8 @@ class AnoVLModel(nn.Module):
         super().__init__()
         if class_name is not None:
             check_class_name(class_name)
-        resolve_domain(class_name or "object", domain)
+        self.prompts = Prompts.load(prompts)
+        self.prompts.resolve_domain(class_name or "object", domain)
         # What a checkpoint names need not be there: it may hold everything itself, and it must not import anything.
         trusted = not is_loading_checkpoint()
         source = check_source(backbone, pretrained) if trusted else (backbone, pretrained)
@@ -171,7 +177,7 @@ class AnoVLModel(nn.Module):
         self.image_tower.restore(state, has_weights=has_weights)
         self._check_tiles()
 
-    def build_text_bank(self, class_name: str, domain: Domain = "auto") -> bool:
+    def build_text_bank(self, class_name: str, domain: str = "auto") -> bool:
         """Build the text bank of a class on the model's device, unless the model has it already.
 
         Args:
@@ -186,12 +192,12 @@ class AnoVLModel(nn.Module):
             ValueError: If the class name or the domain is invalid.
         """
         check_class_name(class_name)
-        if self.text_bank.is_for(class_name, domain):
+        if self.text_bank.is_for(class_name, domain, self.prompts):
             self.image_tower.load()
             return False
         self.load()
         tower = self._text_tower.get().to(self.image_tower.device)
-        self.text_bank.build(tower, class_name, domain)
+        self.text_bank.build(tower, class_name, domain, self.prompts)
         self._text_tower.release()
         return True
 

@@ -7,9 +7,8 @@ must agree with it.
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from anovl_plugin.config import to_config
+from anovl_plugin.config import shown, to_config
 from anovl_plugin.scoring.image_score import GlobalScore
-from anovl_plugin.text.prompts import Domain
 from anovl_plugin.torch_model import AnoVLModel
 from anovl_plugin.vision.backbone import DEFAULT_BACKBONE, DEFAULT_PRETRAINED
 
@@ -24,6 +23,7 @@ SCORING = (
     "pretrained",
     "class_name",
     "domain",
+    "prompts",
     "image_size",
     "image_score",
     "tiles_per_side",
@@ -36,6 +36,7 @@ DEFAULTS: dict[str, Any] = {
     "backbone": DEFAULT_BACKBONE,
     "class_name": None,
     "domain": "auto",
+    "prompts": None,
     "pretrained": DEFAULT_PRETRAINED,
     "image_size": None,
     "image_score": to_config(GlobalScore()),
@@ -65,13 +66,14 @@ class SavedModel(NamedTuple):
     has_tower: bool
 
 
-def settings_of(model: AnoVLModel, class_name: str | None, domain: Domain, save_backbone: bool) -> dict[str, Any]:
+def settings_of(model: AnoVLModel, class_name: str | None, domain: str, save_backbone: bool) -> dict[str, Any]:
     """Return the arguments of a model's constructor, live components excepted, as plain data."""
     backbone, pretrained = model.source
     return {
         "backbone": backbone,
         "class_name": class_name,
         "domain": domain,
+        "prompts": model.prompts.to_dict(),
         "pretrained": pretrained,
         "image_size": model.image_tower.requested_image_size,
         "image_score": to_config(model.image_score),
@@ -171,4 +173,4 @@ def _brief(value: Any) -> str:
     if isinstance(value, Mapping) and "class_path" in value:
         settings = ", ".join(f"{name}={setting!r}" for name, setting in value.get("init_args", {}).items())
         return f"{value['class_path'].rpartition('.')[2]}({settings})"
-    return repr(value)
+    return shown(value)

@@ -123,7 +123,8 @@ class Prompts:
         """
         if isinstance(prompts, Prompts):
             return prompts
-        return _paper() if prompts is None or prompts == PAPER else cls(**read_parts(prompts))
+        is_paper = prompts is None or (isinstance(prompts, str) and prompts == PAPER)
+        return _paper() if is_paper else cls(**read_parts(prompts))
 
     def to_dict(self) -> dict[str, Any] | None:
         """Return strings, lists and dictionaries that :meth:`load` reads; ``None`` for the paper's prompts.

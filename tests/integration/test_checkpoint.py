@@ -25,6 +25,7 @@ from tests.helpers.engine_runs import Predictions, assert_same, quiet_engine, ru
 SETTINGS = {
     "class_name": {"class_name": "bolt"},
     "domain": {"domain": "texture"},
+    "prompts": {"prompts": {"extends": "paper", "defects": ["scratch"], "nouns": {"bottle": "flask"}}},
     "image_size": {"image_size": (48, 24)},
     "image_score": {"image_score": MapScore(0.5)},
     "views": {"image_score": GlobalScore(["image", "flip"])},
@@ -181,6 +182,10 @@ CONTRADICTIONS = {
     "domain": (
         {"domain": "texture"},
         "^domain is 'texture', but the checkpoint was made with 'object'; leave domain out",
+    ),
+    "prompts": (
+        {"prompts": {"extends": "paper", "defects": ["crack"]}},
+        "^prompts is {'normal_states.*, but the checkpoint was made with None; leave prompts out",
     ),
     "image_size": (
         {"image_size": 40},
