@@ -1,4 +1,4 @@
-"""Engine runs that read image files of more than 8 bits a channel right, on an unpatched anomalib."""
+"""Reading of image files with more than 8 bits a channel at full depth in engine runs, on an unmodified anomalib."""
 
 import copy
 import warnings
@@ -10,48 +10,44 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from anomalib.data import AnomalibDataset, DatasetItem, ImageBatch, ImageItem, PredictDataset
+from anomalib.data import AnomalibDataset, DatasetItem, ImageItem, PredictDataset
 from anomalib.data.datasets.image import MVTecLOCODataset
 from anomalib.data.utils.synthetic import SyntheticAnomalyDataset
-from anomalib.visualization import Visualizer
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 from torchvision import tv_tensors
-from torchvision.transforms.v2.functional import to_pil_image
 
-from anovl_plugin.components.image_file import read_deep_image, read_header, read_image
+from anovl_plugin.components.display_copies import with_display_copies
+from anovl_plugin.components.image_file import read_deep_image, read_header
 from anovl_plugin.components.pre_processor import naming
 from anovl_plugin.hosts.lightning import LoaderCallback, replace_sampler
 
-# Their way from a file to an item is known: read, then augment.
+# How these get from a file to an item is known: read, then augment.
 _READERS = (AnomalibDataset.__getitem__, MVTecLOCODataset.__getitem__, PredictDataset.__getitem__)
 
 
 def with_full_bit_depth(callbacks: Sequence[Callback]) -> list[Callback]:
-    """Return a model's callbacks together with those that let it see, and show, files of more than 8 bits right.
+    """Return a model's callbacks, and those that make files of more than 8 bits a channel read and drawn correctly.
 
     Args:
-        callbacks: Callbacks of the model, the visualizer among them if there is one.
+        callbacks: Callbacks of the model, including the visualizer if there is one.
     """
-    if not any(isinstance(callback, Visualizer) for callback in callbacks):
-        return [FullBitDepth(), *callbacks]
-    copies = DisplayCopies()
-    return [FullBitDepth(), copies, *callbacks, RestorePaths(copies)]
+    return [FullBitDepth(), *with_display_copies(callbacks)]
 
 
 class OneWarning:
-    """Warns of each kind of file once, in whichever process of a run finds the first one."""
+    """Warns once about each kind of file, in whichever process of a run finds the first one."""
 
-    TURNED, DARK, FOREIGN = range(3)
+    ROTATED, DARK, FOREIGN = range(3)
 
     def __init__(self) -> None:
         # Workers of data loaders share this memory.
         self._given = torch.zeros(3, dtype=torch.bool).share_memory_()
 
     def warn(self, kind: int, message: str) -> None:
-        """Warn, unless it was done for this kind."""
+        """Warn, unless a warning of this kind was given before."""
         if not self._given[kind]:
             self._given[kind] = True
             warnings.warn(message, UserWarning, stacklevel=2)
@@ -61,18 +57,18 @@ _WARNINGS: WeakKeyDictionary[Trainer, OneWarning] = WeakKeyDictionary()
 
 
 class FullBitDepth(LoaderCallback):
-    """Reads integers of more than 8 bits, and floats, at their full depth, before anything is done to the image.
+    """Reads integers of more than 8 bits, and floats, at full depth, before the image is processed in any way.
 
-    anomalib reads every file through Pillow's conversion to RGB, which cuts off all values above 255. Here the loaders
-    ask :class:`FullDepthItems` for the items of anomalib's datasets. For a file of 8 bits it reads the header, in the
-    loader's worker, and leaves the rest to the dataset.
+    anomalib reads every file through Pillow's conversion to RGB, which clips all values above 255. This callback makes
+    loaders get the items of anomalib's datasets from :class:`FullDepthItems`, which reads the header of every file, in
+    the loader's worker, and leaves 8-bit files to the dataset.
     """
 
     def __init__(self) -> None:
         self._datasets: list[Dataset] = []
 
     def change_loader(self, loader: DataLoader, trainer: Trainer) -> DataLoader:
-        """Return a loader whose datasets read files at their full depth.
+        """Return a loader whose datasets read files at full depth.
 
         Raises:
             ValueError: If anomalib has drawn synthetic defects on images of more than 8 bits.
@@ -85,12 +81,12 @@ class FullBitDepth(LoaderCallback):
             # PyTorch's protocol for reading the items of a batch together.
             vars(dataset)["__getitems__"] = FullDepthItems(dataset, once)
             self._datasets.append(dataset)
-        # Persistent workers may have started before and hold the dataset as it was.
+        # Persistent workers may have started already, with the unchanged dataset.
         rebuild = loader.persistent_workers and loader.batch_size is not None
         return replace_sampler(loader, loader.sampler) if rebuild else loader
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the datasets as they were."""
+        """Restore the datasets."""
         super().teardown(trainer, pl_module, stage)
         for dataset in self._datasets:
             vars(dataset).pop("__getitems__", None)
@@ -98,11 +94,11 @@ class FullBitDepth(LoaderCallback):
 
 
 class FullDepthItems:
-    """Reads the items of a batch, those of more than 8 bits a channel at their full depth.
+    """Reads the items of a batch, files of more than 8 bits a channel at full depth.
 
     Args:
-        dataset: Dataset that the items belong to.
-        once: Where warnings go.
+        dataset: Dataset of the items.
+        once: Gives the warnings.
     """
 
     def __init__(self, dataset: Dataset, once: OneWarning) -> None:
@@ -110,7 +106,7 @@ class FullDepthItems:
         self.once = once
 
     def __call__(self, indices: Sequence[int]) -> list:
-        """Return the items at ``indices``, with augmentations of the dataset applied.
+        """Return the items at ``indices``, with the dataset's augmentations applied.
 
         Raises:
             ValueError: As :func:`~anovl_plugin.components.image_file.read_deep_image`.
@@ -123,11 +119,11 @@ class FullDepthItems:
     def _read(self, dataset: AnomalibDataset | PredictDataset, index: int) -> DatasetItem:
         path = _path_of(dataset, index)
         header = read_header(path)
-        if header.is_turned:
+        if header.is_rotated:
             self.once.warn(
-                OneWarning.TURNED,
-                f"{path} is turned by its EXIF orientation tag alone, which anomalib ignores, so it is scored as it is "
-                "stored, and so may others be; turn the pixels if the model should see it upright",
+                OneWarning.ROTATED,
+                f"{path} is rotated only by an EXIF orientation tag, which anomalib ignores, so it is scored as it is "
+                "stored, as other files may be; rotate the pixels if the model should see the image upright",
             )
         if not header.is_deep:
             with naming([path]):
@@ -138,7 +134,7 @@ class FullDepthItems:
             self.once.warn(
                 OneWarning.DARK,
                 f"the brightest value in {path} is {round(brightest * image.white)} of {image.white}, so it is scored "
-                "as a dark image, and so may others be; if the camera has fewer bits than the file, scale the values "
+                "as a dark image, as other files may be; if the camera has fewer bits than the file, scale the values "
                 "to the file's range",
             )
         with naming([path]):
@@ -158,7 +154,7 @@ class FullDepthItems:
 
 
 class _Replace:
-    """A first augmentation that puts an image's true pixels in the place of those that were read."""
+    """Replaces the pixels that were read by the true ones, then augments."""
 
     def __init__(self, pixels: Tensor, augmentations: Callable | None) -> None:
         self.pixels = tv_tensors.Image(pixels)
@@ -174,8 +170,8 @@ class _Replace:
 def _substitute(dataset: AnomalibDataset | PredictDataset, index: int, pixels: Tensor) -> ImageItem:
     """Return an item of a dataset as if its file had been read as ``pixels``, shape (3, H, W).
 
-    A copy of the dataset reads a black file of the same size, so that masks and labels, and what augmentations do to
-    image and mask together, are the dataset's own.
+    A copy of the dataset reads a black file of the same size, so that the dataset itself supplies masks and labels, and
+    augments image and mask together.
     """
     path, single = _path_of(dataset, index), copy.copy(dataset)
     with TemporaryDirectory(prefix="anovl-") as folder:
@@ -199,7 +195,7 @@ def _path_of(dataset: AnomalibDataset | PredictDataset, index: int) -> str:
 
 
 def _leaves(dataset: Dataset) -> Iterator[Dataset]:
-    """Iterate over the datasets that subsets and concatenations are made of."""
+    """Iterate over the datasets that make up subsets and concatenations."""
     if isinstance(dataset, Subset):
         yield from _leaves(dataset.dataset)
     elif isinstance(dataset, ConcatDataset):
@@ -220,7 +216,7 @@ def _locate(dataset: Dataset, index: int) -> tuple[Dataset, int]:
 
 
 def _check_synthetic(dataset: Dataset) -> None:
-    """Raise ValueError if synthetic defects were drawn on images that anomalib had misread."""
+    """Raise ValueError if anomalib drew synthetic defects on images that it had misread."""
     if not isinstance(dataset, SyntheticAnomalyDataset):
         return
     for path in dataset.source_samples["image_path"]:
@@ -230,80 +226,3 @@ def _check_synthetic(dataset: Dataset) -> None:
                 "convert the images to 8 bits, or choose another val_split_mode or test_split_mode than 'synthetic'"
             )
             raise ValueError(msg)
-
-
-class DisplayCopies(Callback):
-    """Lends the visualizer 8-bit copies of files that Pillow would show white, or not at all.
-
-    anomalib's visualizer opens a file again to draw it, and names the picture after it. A copy keeps the last parts of
-    its path.
-    """
-
-    def __init__(self) -> None:
-        self._folder: TemporaryDirectory | None = None
-        self._paths: list[str] | None = None
-
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: object,
-        batch: ImageBatch,
-        *indices: int,
-    ) -> None:
-        """Put copies in the place of files of more than 8 bits."""
-        del trainer, pl_module, outputs, indices
-        paths = batch.image_path or []
-        if any(read_header(path).is_deep for path in paths):
-            self._folder, self._paths = TemporaryDirectory(prefix="anovl-"), paths
-            batch.image_path = [_copy_for_display(path, Path(self._folder.name)) for path in paths]
-
-    def on_predict_batch_end(self, *arguments: Any) -> None:
-        """Do as after a test batch."""
-        self.on_test_batch_end(*arguments)
-
-    def restore(self, batch: ImageBatch) -> None:
-        """Give a batch its own paths back, and delete the copies."""
-        if self._folder is not None:
-            batch.image_path = self._paths
-            self._folder.cleanup()
-            self._folder = self._paths = None
-
-
-def _copy_for_display(path: str, folder: Path) -> str:
-    """Return the path of an 8-bit copy of a file of more, or the path of any other file itself."""
-    if not read_header(path).is_deep:
-        return path
-    absolute = Path(path).absolute()
-    target = folder / absolute.relative_to(absolute.anchor)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # The format is found in the file; the name keeps its ending for the picture's sake.
-    to_pil_image(read_image(path)).save(target, format="PNG", compress_level=1)
-    return str(target)
-
-
-class RestorePaths(Callback):
-    """Gives a batch its own paths back after the visualizer has drawn it.
-
-    Args:
-        copies: Callback that replaced them.
-    """
-
-    def __init__(self, copies: DisplayCopies) -> None:
-        self._copies = copies
-
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: object,
-        batch: ImageBatch,
-        *indices: int,
-    ) -> None:
-        """Restore the paths."""
-        del trainer, pl_module, outputs, indices
-        self._copies.restore(batch)
-
-    def on_predict_batch_end(self, *arguments: Any) -> None:
-        """Do as after a test batch."""
-        self.on_test_batch_end(*arguments)

@@ -1,4 +1,4 @@
-"""Image files of more than 8 bits a channel, which anomalib's reader turns white or black."""
+"""Reader of image files with more than 8 bits a channel, which anomalib's reader turns white or black."""
 
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -22,12 +22,12 @@ class Header(NamedTuple):
     """What the header of an image file says about how to read it.
 
     Attributes:
-        is_deep: Whether its pixels are not unsigned integers of up to 8 bits.
-        is_turned: Whether a tag, which anomalib ignores, asks for the image to be turned or mirrored.
+        is_deep: Whether its pixels are anything but unsigned integers of up to 8 bits.
+        is_rotated: Whether a tag, which anomalib ignores, rotates or mirrors the image.
     """
 
     is_deep: bool
-    is_turned: bool
+    is_rotated: bool
 
 
 class DeepImage(NamedTuple):
@@ -35,7 +35,7 @@ class DeepImage(NamedTuple):
 
     Attributes:
         pixels: Values in [0, 1], float32, shape (3, H, W).
-        white: The integer that became 1; ``None`` for a file of floats.
+        white: The integer that became 1; ``None`` if the file holds floats.
     """
 
     pixels: Tensor
@@ -60,18 +60,18 @@ def read_image(path: str | Path) -> Tensor:
 
 
 def read_header(path: str | Path) -> Header:
-    """Return what a file's header says; no pixel is decoded.
+    """Return what a file's header says, without decoding pixels.
 
-    A file that is missing or damaged counts as an ordinary one: anomalib's own error says more.
+    A missing or damaged file counts as an ordinary one, because anomalib's own error says more.
     """
     try:
         with Image.open(path) as file:
-            return Header(_is_deep(file), _is_turned(file))
+            return Header(_is_deep(file), _is_rotated(file))
     except UnidentifiedImageError:
         # Pillow has no mode for some TIFF files, such as those of 64-bit floats.
-        return Header(_is_tiff(path), is_turned=False)
+        return Header(_is_tiff(path), is_rotated=False)
     except OSError:
-        return Header(is_deep=False, is_turned=False)
+        return Header(is_deep=False, is_rotated=False)
 
 
 def read_deep_image(path: str | Path) -> DeepImage:
@@ -81,11 +81,11 @@ def read_deep_image(path: str | Path) -> DeepImage:
     32767 for int16, 2,147,483,647 for int32. Floats must lie in [0, 1]. Gray images become RGB; alpha is dropped.
 
     Args:
-        path: TIFF, PNG or PGM file. Of a TIFF file the first page is read.
+        path: TIFF, PNG or PGM file. Only the first page of a TIFF file is read.
 
     Raises:
         ValueError: If the file cannot be read, is neither gray nor RGB, or holds floats outside [0, 1], NaN, negative
-            integers, or 32-bit integers none of which is above 65535.
+            integers, or 32-bit integers of which none exceeds 65535.
     """
     try:
         values, white = _read_values(path)
@@ -96,7 +96,7 @@ def read_deep_image(path: str | Path) -> DeepImage:
         raise ValueError(msg) from error
     _check_range(values, white, path)
     if white is not None:
-        # Scaled as torchvision scales 8 bits, so that a copy of an 8-bit file is the same to the last bit.
+        # Scaled as torchvision scales 8 bits, so that a 16-bit copy of an 8-bit file gives the same bits.
         values = (values / (white / 255)).astype(np.float32) * np.float32(1 / 255)
     pixels = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
     return DeepImage(pixels.expand(3, *pixels.shape[-2:]).contiguous(), white)
@@ -108,15 +108,15 @@ def _is_deep(file: ImageFile.ImageFile) -> bool:
         kinds = file.tag_v2.get(_SAMPLE_FORMAT, (_UNSIGNED,))
         return max(bits) > 8 or any(kind not in (_UNSIGNED, _UNDEFINED) for kind in kinds)
     if file.format == "PNG":
-        # Pillow keeps the high bytes of RGB, so its mode alone does not tell; what it decodes from does.
+        # Pillow keeps only the high bytes of RGB, so its mode does not tell; the raw mode that it decodes from does.
         return any(str(tile[3]).startswith("I") or ";16" in str(tile[3]) for tile in file.tile)
     return file.mode.startswith(("I", "F"))
 
 
-def _is_turned(file: ImageFile.ImageFile) -> bool:
+def _is_rotated(file: ImageFile.ImageFile) -> bool:
     if isinstance(file, TiffImageFile):
         return file.tag_v2.get(_ORIENTATION, 1) != 1
-    # Without this key Pillow decodes a PNG file to look for one behind the pixels.
+    # Without this check, Pillow decodes a whole PNG file to look for the tag behind the pixels.
     return "exif" in file.info and file.getexif().get(_ORIENTATION, 1) != 1
 
 
@@ -126,7 +126,7 @@ def _is_tiff(path: str | Path) -> bool:
 
 
 def _read_values(path: str | Path) -> tuple[np.ndarray, int | None]:
-    """Return stored values, shape (H, W) or (3, H, W), and the one that stands for white, ``None`` for floats."""
+    """Return stored values, shape (H, W) or (3, H, W), and the value of white, ``None`` for floats."""
     if _is_tiff(path):
         return _read_tiff(path)
     with Image.open(path) as file:
@@ -135,10 +135,10 @@ def _read_values(path: str | Path) -> tuple[np.ndarray, int | None]:
         values = _read_png(path) if kind == "PNG" else np.asarray(file)
     if mode.startswith("F"):
         return values, None
-    # Pillow scales PGM files to 16 bits, whatever their largest value, and then holds them as 32.
+    # Pillow scales PGM files to 16 bits, whatever their largest value, and stores them in 32.
     if mode.startswith("I;16") or kind in ("PNG", "PPM"):
         return values, 65535
-    msg = f"{path} holds 32-bit integers, whose white is unknown in a {kind} file; save it as a 16-bit PNG file"
+    msg = f"{path} holds 32-bit integers, and {kind} files do not say which is white; save it as a 16-bit PNG file"
     raise ValueError(msg)
 
 
@@ -165,16 +165,16 @@ def _read_tiff(path: str | Path) -> tuple[np.ndarray, int | None]:
     if axes == "YXS":
         values = values.transpose(2, 0, 1)
     if values.ndim == 3:
-        # What is left is alpha.
+        # The last channel, if left over, is alpha.
         values = values[:colors]
     white = None if kind == "f" else 2 ** (bits - (kind == "i")) - 1
     return (white - values if inverted else values), white
 
 
 def _check_range(values: np.ndarray, white: int | None, path: str | Path) -> None:
-    """Raise ValueError if values cannot be gray levels of a scale from 0 to ``white``, or to 1 if that is ``None``."""
+    """Raise ValueError if values cannot be gray levels from 0 to ``white``, or to 1 if ``white`` is ``None``."""
     low, high = values.min(), values.max()
-    # Written so that it is true of NaN.
+    # Written so that NaN is an error, too.
     if white is None and not (low >= 0 and high <= 1):
         msg = (
             f"{path} holds floats from {low:g} to {high:g}, but only floats in [0, 1] have a known white; "

@@ -21,7 +21,8 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 from torchvision.transforms.v2 import CenterCrop, Compose, RandomCrop, RandomHorizontalFlip
 
 from anovl_plugin import AnoVL
-from anovl_plugin.components.bit_depth import DisplayCopies, FullBitDepth, RestorePaths, with_full_bit_depth
+from anovl_plugin.components.bit_depth import FullBitDepth, with_full_bit_depth
+from anovl_plugin.components.display_copies import BatchEndCallback
 from anovl_plugin.components.pre_processor import AntialiasedPreProcessor
 from tests.helpers.deep_images import gray_levels, write_16_bit_png
 from tests.helpers.engine_runs import Predictions, gather, quiet_engine, run_predict, run_test
@@ -318,7 +319,7 @@ def own_warnings(caught: list) -> list[str]:
     return [text for text in texts if any(word in text for word in ("orientation tag", "brightest", "read by"))]
 
 
-def test_one_warning_of_turned_files(make, tmp_path):
+def test_one_warning_about_rotated_files(make, tmp_path):
     write_mvtec(tmp_path / "data")
     exif = Image.Exif()
     exif[274] = 6
@@ -326,12 +327,12 @@ def test_one_warning_of_turned_files(make, tmp_path):
     for path in sorted(good.iterdir())[1:]:
         Image.open(path).save(path, exif=exif)
     datamodule = MVTecAD(tmp_path / "data", "bottle", eval_batch_size=2, num_workers=0)
-    with pytest.warns(UserWarning, match=r"good/001\.png is turned by its EXIF orientation tag alone") as caught:
+    with pytest.warns(UserWarning, match=r"good/001\.png is rotated only by an EXIF orientation tag") as caught:
         run_test(make(), tmp_path, datamodule)
     assert len(own_warnings(caught)) == 1
 
 
-def test_one_warning_of_dark_files(make, tmp_path):
+def test_one_warning_about_dark_files(make, tmp_path):
     for index in range(2):
         write_16_bit_png(tmp_path / f"{index}.png", gray_levels(30, 30).astype(np.uint16) * 16)
     with pytest.warns(UserWarning, match=r"the brightest value in \S+\.png is 4080 of 65535") as caught:
@@ -339,7 +340,7 @@ def test_one_warning_of_dark_files(make, tmp_path):
     assert len(own_warnings(caught)) == 1
 
 
-def test_no_warning_of_usual_files(make, copies, tmp_path):
+def test_no_warning_about_ordinary_files(make, copies, tmp_path):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for folder in copies:
@@ -379,9 +380,9 @@ def test_pictures_of_a_test_keep_their_places(make, tmp_path):
 
 def test_copies_are_made_around_a_visualizer_only():
     pre_processor, visualizer = AntialiasedPreProcessor(), ImageVisualizer()
-    first, copies, *given, last = with_full_bit_depth([pre_processor, visualizer])
+    first, lend, *given, restore = with_full_bit_depth([pre_processor, visualizer])
     assert given == [pre_processor, visualizer]
-    assert [type(callback) for callback in (first, copies, last)] == [FullBitDepth, DisplayCopies, RestorePaths]
+    assert [type(callback) for callback in (first, lend, restore)] == [FullBitDepth, BatchEndCallback, BatchEndCallback]
     first, *given = with_full_bit_depth([pre_processor])
     assert isinstance(first, FullBitDepth)
     assert given == [pre_processor]

@@ -136,7 +136,7 @@ def test_black_32_bit_image_is_black(tmp_path):
 @pytest.mark.filterwarnings("ignore:IM image format:DeprecationWarning")
 def test_32_bit_integers_of_another_format(tmp_path):
     Image.fromarray(np.full((2, 2), 70000, np.int32)).save(tmp_path / "image.im")
-    with pytest.raises(ValueError, match=r"image.im holds 32-bit integers, whose white is unknown in a IM file"):
+    with pytest.raises(ValueError, match=r"image.im holds 32-bit integers, and IM files do not say which is white"):
         read_image(tmp_path / "image.im")
 
 
@@ -170,7 +170,7 @@ def write_usual_files(folder) -> dict:
 
 def test_usual_files_are_left_to_anomalib(tmp_path):
     for path in write_usual_files(tmp_path).values():
-        assert read_header(path) == Header(is_deep=False, is_turned=False), path
+        assert read_header(path) == Header(is_deep=False, is_rotated=False), path
         assert torch.equal(read_image(path), read_image_of_8_bits(path, as_tensor=True).as_subclass(Tensor))
 
 
@@ -180,7 +180,7 @@ def test_orientation_is_found_in_the_header(name, orientation, tmp_path):
     exif = Image.Exif()
     exif[274] = orientation
     Image.fromarray(COLOR).save(tmp_path / name, exif=exif)
-    assert read_header(tmp_path / name) == Header(is_deep=False, is_turned=orientation != 1)
+    assert read_header(tmp_path / name) == Header(is_deep=False, is_rotated=orientation != 1)
 
 
 def test_header_of_what_is_not_an_image(tmp_path):
@@ -193,4 +193,4 @@ def test_header_decodes_no_pixel(tmp_path):
     write_16_bit_png(tmp_path / "image.png", wide(gray_levels(90, 70)))
     whole = (tmp_path / "image.png").read_bytes()
     (tmp_path / "image.png").write_bytes(whole[:60])
-    assert read_header(tmp_path / "image.png") == Header(is_deep=True, is_turned=False)
+    assert read_header(tmp_path / "image.png") == Header(is_deep=True, is_rotated=False)
