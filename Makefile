@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: spelling help format lint typecheck test test-fast test-oldest test-lowest coverage bench docs demo all clean
+.PHONY: help format lint typecheck test test-fast test-oldest test-lowest coverage bench docs demo all clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -22,21 +22,19 @@ format: $(VENV)/installed  ## Fix style and format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lint: $(VENV)/installed  ## Check style, format, and YAML files
+lint: $(VENV)/installed  ## Check style, format, YAML files, and spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/check-yaml .pre-commit-config.yaml $$(find configs -name '*.yaml')
-
-spelling: $(VENV)/installed  ## Check American spelling; the tests do not pass yet
 	$(BIN)/codespell
 
-typecheck: $(VENV)/installed  ## Check the types of the package, which do not all pass yet
+typecheck: $(VENV)/installed  ## Check the types of the package
 	$(BIN)/mypy
 
 test: $(VENV)/installed  ## Run all tests
 	$(PYTEST)
 
-test-fast: $(VENV)/installed  ## Run the unit tests that take no engine
+test-fast: $(VENV)/installed  ## Run the unit tests but the slow ones
 	$(PYTEST) tests/unit -m "not slow"
 
 # The oldest open_clip that anomalib's own clip extra allows.
@@ -67,7 +65,7 @@ demo: $(VENV)/installed  ## Test AnoVL with anomalib on photographs with painted
 	$(BIN)/anomalib test --config configs/demo.yaml
 	@echo "Pictures: $$(readlink -f results/AnoVL/DemoSurfaces/brick/latest)/images"
 
-all: lint test test-oldest  ## Run everything that continuous integration runs
+all: lint typecheck test test-oldest test-lowest  ## Run everything that continuous integration runs
 
 clean:  ## Remove the environment and everything that was built or written
 	rm -rf $(VENV) build dist results runs report openvino_cache htmlcov .coverage .coverage.*

@@ -1,8 +1,7 @@
 """AnoVL as an anomalib model: ``anomalib test --model AnoVL``."""
 
-import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from anomalib import LearningType
@@ -10,42 +9,33 @@ from anomalib.data import Batch, InferenceBatch
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
-from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
-from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anovl_plugin.components.arguments import check_components
 from anovl_plugin.components.bit_depth import with_full_bit_depth
-from anovl_plugin.components.checkpoint import (
-    CheckpointError,
-    changed_settings,
-    read_saved_model,
-    reconcile,
-    without_tower,
-)
+from anovl_plugin.components.checkpoint import CheckpointMixin
 from anovl_plugin.components.distributed import UnpaddedEvaluationSampler
-from anovl_plugin.components.export import check_exportable, check_openvino, quiet_exporter
+from anovl_plugin.components.export import TextBankExportMixin
 from anovl_plugin.components.post_processor import ZeroShotPostProcessor
-from anovl_plugin.components.pre_processor import AntialiasedPreProcessor
+from anovl_plugin.components.pre_processor import AntialiasedPreProcessor, default_transform
+from anovl_plugin.components.settings import settings_of
 from anovl_plugin.components.validation import OptionalValidation
-from anovl_plugin.config import check_flag, is_loading_checkpoint, loading_checkpoint, to_config
-from anovl_plugin.hosts.lightning import attached_trainer
+from anovl_plugin.config import check_flag, is_loading_checkpoint
 from anovl_plugin.scoring.adaptation import Adaptation
-from anovl_plugin.scoring.image_score import GlobalScore, ImageScore, ImageScoreName
-from anovl_plugin.text.prompts import Domain, check_class_name
+from anovl_plugin.scoring.image_score import ImageScore, ImageScoreName
+from anovl_plugin.text.prompts import check_class_name
 from anovl_plugin.torch_model import AnoVLModel, NonFiniteImageError, check_images
 from anovl_plugin.vision.backbone import DEFAULT_BACKBONE, DEFAULT_PRETRAINED
-from anovl_plugin.vision.tiles import short_side
 
 FALLBACK_CLASS_NAME = "object"
 # How far beyond [0, 1] raw pixels may lie, as resizing can overshoot.
 _PIXEL_TOLERANCE = 0.1
 
 
-class AnoVL(AnomalibModule):
+class AnoVL(TextBankExportMixin, CheckpointMixin, AnomalibModule):
     """AnoVL: zero-shot anomaly localization with vision-language models (arXiv 2308.15939).
 
     The constructor checks its arguments and loads nothing; the CLIP is loaded once, when it is first needed. With a
@@ -57,6 +47,8 @@ class AnoVL(AnomalibModule):
         class_name: What the images show, e.g. ``bottle``. Default: the data module's category, else ``object``.
         domain: Wording of the prompts: ``object``, ``texture``, or ``auto``: texture for MVTec AD's texture classes,
             else object. Default: ``auto``.
+        prompts: What the prompts are made of: a YAML file that extends or replaces the paper's, or a mapping with the
+            keys of such a file. Default: the paper's.
         pretrained: Weights of the CLIP: an open_clip tag, or a .safetensors or .pt file. ``hf-hub:``, ``local-dir:``
             and ``anovl-demo`` bring their own. Default: ``laion400m_e32``.
         image_size: Height and width (or one number for both) in pixels that images are resized to, multiples of the
@@ -96,7 +88,8 @@ class AnoVL(AnomalibModule):
         backbone: str = DEFAULT_BACKBONE,
         *,
         class_name: str | None = None,
-        domain: Domain = "auto",
+        domain: str = "auto",
+        prompts: str | Path | dict[str, Any] | None = None,
         pretrained: str | None = DEFAULT_PRETRAINED,
         image_size: int | tuple[int, int] | None = None,
         image_score: ImageScoreName | ImageScore = "global",
@@ -114,6 +107,7 @@ class AnoVL(AnomalibModule):
         model = AnoVLModel(
             backbone,
             domain=domain,
+            prompts=prompts,
             pretrained=pretrained,
             image_size=image_size,
             image_score=image_score,
@@ -127,18 +121,11 @@ class AnoVL(AnomalibModule):
             pre_processor=pre_processor, post_processor=post_processor, evaluator=evaluator, visualizer=visualizer
         )
         self.model = model
-        self._use_settings(_settings_of(self.model, class_name, domain, save_backbone))
-        # The class of the text bank that came with a checkpoint.
-        self._checkpoint_class: str | None = None
-        self._has_default_pre_processor = pre_processor is True
+        self.save_hyperparameters(settings_of(self.model, class_name, domain, save_backbone))
+        self.has_default_pre_processor = pre_processor is True
         self._was_given_pre_processor = not isinstance(pre_processor, bool)
         if not is_loading_checkpoint() and not backbone.startswith("hf-hub:"):
-            self._set_default_transform()
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The constructor's arguments, live components excepted, as plain data."""
-        return dict(self.hparams)
+            self.set_default_transform()
 
     @property
     def learning_type(self) -> LearningType:
@@ -152,7 +139,11 @@ class AnoVL(AnomalibModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """Return anomalib's callbacks, made to read images of any bit depth, and those that handle a run's data."""
-        return [*with_full_bit_depth(super().configure_callbacks()), UnpaddedEvaluationSampler(), OptionalValidation()]
+        return [
+            *with_full_bit_depth(cast("list[Callback]", super().configure_callbacks())),
+            UnpaddedEvaluationSampler(),
+            OptionalValidation(),
+        ]
 
     def configure_pre_processor(self, image_size: tuple[int, int] | None = None) -> AntialiasedPreProcessor:  # type: ignore[override] # ours needs the CLIP
         """Return the default pre-processor: bilinear resizing to the model's size, and CLIP's normalization.
@@ -166,7 +157,7 @@ class AnoVL(AnomalibModule):
             # Filled in as soon as the CLIP is known.
             return AntialiasedPreProcessor()
         pre_processor = AntialiasedPreProcessor()
-        pre_processor.set_transform(self._default_transform(image_size))
+        pre_processor.set_transform(default_transform(self.model, image_size))
         return pre_processor
 
     def configure_post_processor(self) -> PostProcessor:
@@ -232,7 +223,7 @@ class AnoVL(AnomalibModule):
             BackboneError: If it cannot be loaded.
         """
         self.model.load()
-        self._set_default_transform()
+        self.set_default_transform()
 
     def build_text_bank(self) -> None:
         """Load the CLIP and build the text bank of the current class, unless the model has it already.
@@ -242,248 +233,28 @@ class AnoVL(AnomalibModule):
         """
         before = self.model.text_bank.class_name
         built = self.model.build_text_bank(self._resolve_class_name(), self.settings["domain"])
-        self._set_default_transform()
+        self.set_default_transform()
         # Thresholds belong to the text bank they were set with.
         if built and before is not None and isinstance(self.post_processor, ZeroShotPostProcessor):
             self.post_processor.reset()
-
-    def to_torch(self, *args: Any, **kwargs: Any) -> Path:
-        """Export as anomalib does, with the text bank inside."""
-        self.build_text_bank()
-        return super().to_torch(*args, **kwargs)
-
-    def to_onnx(
-        self,
-        export_root: Path | str,
-        model_file_name: str = "model",
-        input_size: tuple[int, int] | None = None,
-        **kwargs: Any,
-    ) -> Path:
-        """Export as anomalib does, with the text bank inside.
-
-        Args:
-            export_root: Folder to write to.
-            model_file_name: Name of the file, without its suffix. Default: ``model``.
-            input_size: Height and width in pixels of the images that the exported model takes. Default: any.
-            **kwargs: Passed on to ``torch.onnx.export``.
-
-        Raises:
-            ValueError: If the model adapts at test time, or has tiles but no input size.
-        """
-        check_exportable(self.model, input_size)
-        self.build_text_bank()
-        # torch's exporter cannot downgrade to anomalib's default opset.
-        kwargs.setdefault("opset_version", 18)
-        kwargs.setdefault("verbose", False)
-        with quiet_exporter():
-            return super().to_onnx(export_root, model_file_name, input_size, **kwargs)
-
-    def to_openvino(
-        self,
-        export_root: Path | str,
-        model_file_name: str = "model",
-        input_size: tuple[int, int] | None = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Path:
-        """Export as anomalib does, with the text bank inside.
-
-        Args:
-            export_root: Folder to write to.
-            model_file_name: Name of the files, without their suffix. Default: ``model``.
-            input_size: Height and width in pixels of the images that the exported model takes. Default: any.
-            *args: anomalib's further arguments.
-            **kwargs: anomalib's further arguments.
-
-        Raises:
-            ValueError: As :meth:`to_onnx`.
-            ModuleNotFoundError: If OpenVINO is not installed.
-        """
-        check_exportable(self.model, input_size)
-        check_openvino()
-        return super().to_openvino(export_root, model_file_name, input_size, *args, **kwargs)
-
-    @classmethod
-    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> "AnoVL":  # type: ignore[override] # anomalib's arguments
-        """Return the model that wrote a checkpoint.
-
-        Nothing that the checkpoint names is imported: its adaptation must be a class of this package, or one that the
-        program has imported already.
-
-        Args:
-            *args: As for every anomalib model: the path of the checkpoint, and where to load it.
-            **kwargs: Settings to change on purpose. Where they change scores, thresholds start at 0.5 again.
-
-        Raises:
-            CheckpointError: If another model wrote the checkpoint.
-        """
-        with loading_checkpoint():
-            return super().load_from_checkpoint(*args, **kwargs)
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """Return the settings, for the state dict."""
-        return {"settings": self.settings}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Keep the current settings; :meth:`on_load_checkpoint` has reconciled them with the checkpoint's."""
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave the image tower out, unless it is to be saved.
-
-        Raises:
-            RuntimeError: If there is no text bank yet.
-        """
-        super().on_save_checkpoint(checkpoint)
-        if not self.model.text_bank.is_built:
-            msg = "there is no text bank to save yet; validate, test or call build_text_bank() first"
-            raise RuntimeError(msg)
-        checkpoint["anomalib_components_enabled"]["post_processor_class"] = type(self.post_processor).__name__
-        checkpoint["anomalib_components_enabled"]["default_pre_processor"] = self._has_default_pre_processor
-        if not self.settings["save_backbone"]:
-            checkpoint["state_dict"] = without_tower(checkpoint["state_dict"])
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Use the settings of a checkpoint, and load the CLIP it was made with.
-
-        Raises:
-            CheckpointError: If another model wrote the checkpoint, or a setting contradicts it.
-            BackboneError: If the CLIP cannot be loaded.
-        """
-        saved = read_saved_model(checkpoint)
-        if is_loading_checkpoint():
-            # What differs from the checkpoint was changed on purpose.
-            settings, changed = self.settings, changed_settings(self.settings, saved)
-        else:
-            settings, changed = reconcile(self.settings, _DEFAULTS, saved, self._category()), []
-        with loading_checkpoint():
-            if settings != self.settings or not self.model.is_loaded:
-                arguments = {name: settings[name] for name in settings if name not in {"class_name", "save_backbone"}}
-                self.model = AnoVLModel(**arguments).to(self.device)
-                self._use_settings(settings)
-            self.model.restore(saved.clip, has_tower=saved.has_tower)
-        self._checkpoint_class = saved.bank["class_name"]
-        self._restore_components(checkpoint, changed)
-        if changed:
-            self._restart_thresholds(checkpoint, changed)
-
-    def _restore_components(self, checkpoint: dict[str, Any], changed: list[str]) -> None:
-        components = [self.pre_processor, self.post_processor]
-        enabled = checkpoint.get("anomalib_components_enabled", {})
-        wanted, was_default = enabled.pop("post_processor_class", None), enabled.pop("default_pre_processor", False)
-        current = type(self.post_processor).__name__
-        if wanted not in {None, "NoneType", current}:
-            msg = f"post_processor is a {current}, but the checkpoint was made with a {wanted}; pass one of that class"
-            raise ValueError(msg)
-        if self._was_given_pre_processor:
-            self._check_pre_processor(checkpoint)
-        elif self._has_default_pre_processor:
-            self._has_default_pre_processor = was_default
-            if was_default and {"image_size", "tiles_per_side"} & set(changed):
-                checkpoint.pop("anomalib_pre_processor_config", None)
-                self._set_default_transform()
-        super().on_load_checkpoint(checkpoint)
-        # anomalib drops a component that the checkpoint's model did not have, but not its callback.
-        trainer = attached_trainer(self)
-        for component in components:
-            kept = component in (self.pre_processor, self.post_processor)
-            if trainer is not None and not kept and component in trainer.callbacks:
-                trainer.callbacks.remove(component)
-        self._update_dataset_resizing()
-
-    def _update_dataset_resizing(self) -> None:
-        """Let the datasets resize as the pre-processor does now; anomalib asked it before it was complete."""
-        trainer = attached_trainer(self)
-        if trainer is not None and trainer.datamodule is not None:
-            trainer.datamodule.setup(trainer.state.fn)
-
-    def _check_pre_processor(self, checkpoint: dict[str, Any]) -> None:
-        key = "anomalib_pre_processor_config"
-        own = self.pre_processor.checkpoint_config() if isinstance(self.pre_processor, PreProcessor) else None
-        if checkpoint.get(key) == own:
-            return
-        if is_loading_checkpoint():
-            # Changed on purpose; anomalib would replace it.
-            checkpoint.pop(key, None)
-            return
-        msg = (
-            "pre_processor is not the checkpoint's; leave it out, or change it on purpose with "
-            "AnoVL.load_from_checkpoint(path, pre_processor=...)"
-        )
-        raise CheckpointError(msg)
-
-    def _restart_thresholds(self, checkpoint: dict[str, Any], changed: list[str]) -> None:
-        if not isinstance(self.post_processor, ZeroShotPostProcessor):
-            return
-        names = ", ".join(changed)
-        msg = f"{names} of the checkpoint changed on purpose, so its thresholds do not hold; they start at 0.5 again"
-        warnings.warn(msg, UserWarning, stacklevel=2)
-        fresh = {f"post_processor.{name}": value for name, value in self.post_processor.state_dict().items()}
-        checkpoint["state_dict"] = {**checkpoint["state_dict"], **fresh}
 
     def _score(self, batch: Batch) -> STEP_OUTPUT:
         try:
             predictions = self.model(batch.image)
         except NonFiniteImageError as error:
-            if not batch.image_path:
+            paths = getattr(batch, "image_path", None)
+            if not paths:
                 raise
-            names = ", ".join(str(batch.image_path[index]) for index in error.indices)
+            names = ", ".join(str(paths[index]) for index in error.indices)
             msg = (
                 f"{names}: scores are not finite: pixels are NaN, infinite or far out of range, or precision is too low"
             )
             raise ValueError(msg) from None
         return batch.update(**predictions._asdict())
 
-    def _use_settings(self, settings: dict[str, Any]) -> None:
-        self.save_hyperparameters(settings)
-
-    def _default_transform(self, image_size: tuple[int, int] | None = None) -> Compose:
-        size = list(image_size or self.model.image_size)
-        if image_size is None and self.model.tiles_per_side is not None:
-            size = [short_side(size[0], self.model.tiles_per_side)]
-        return Compose([Resize(size, antialias=True), Normalize(list(self.model.mean), list(self.model.std))])
-
-    def _set_default_transform(self) -> None:
-        if self._has_default_pre_processor and self.pre_processor is not None and self.pre_processor.transform is None:
-            self.pre_processor.set_transform(self._default_transform())
-            self._update_dataset_resizing()
-
-    def _category(self) -> str | None:
-        trainer = attached_trainer(self)
-        return getattr(trainer.datamodule, "category", None) or None if trainer is not None else None
-
     def _resolve_class_name(self) -> str:
-        trainer = attached_trainer(self)
-        datamodule = None if trainer is None else trainer.datamodule
-        built = self.model.text_bank.class_name if datamodule is None else self._checkpoint_class
-        return self.settings["class_name"] or self._category() or built or FALLBACK_CLASS_NAME
-
-
-def _settings_of(model: AnoVLModel, class_name: str | None, domain: Domain, save_backbone: bool) -> dict[str, Any]:
-    backbone, pretrained = model.source
-    return {
-        "backbone": backbone,
-        "class_name": class_name,
-        "domain": domain,
-        "pretrained": pretrained,
-        "image_size": model.requested_image_size,
-        "image_score": to_config(model.image_score),
-        "tiles_per_side": model.tiles_per_side,
-        "adaptation": to_config(model.adaptation),
-        "save_backbone": save_backbone,
-    }
-
-
-_DEFAULTS: dict[str, Any] = {
-    "backbone": DEFAULT_BACKBONE,
-    "class_name": None,
-    "domain": "auto",
-    "pretrained": DEFAULT_PRETRAINED,
-    "image_size": None,
-    "image_score": to_config(GlobalScore()),
-    "tiles_per_side": None,
-    "adaptation": None,
-    "save_backbone": False,
-}
+        built = self.model.text_bank.class_name if self.datamodule is None else self.checkpoint_class
+        return self.settings["class_name"] or self.category or built or FALLBACK_CLASS_NAME
 
 
 def _check_values(images: Tensor) -> None:

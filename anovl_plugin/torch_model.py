@@ -3,8 +3,10 @@
 Shapes: B images, T tiles per image (1 without tiles), N patches per tile, C joint embedding width.
 """
 
+from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from anomalib.data import InferenceBatch
@@ -20,24 +22,21 @@ from anovl_plugin.scoring.image_score import (
     parse_image_score,
 )
 from anovl_plugin.scoring.scores import abnormality_margin, margin_map, to_probability
-from anovl_plugin.text.prompts import Domain, check_class_name, resolve_domain
+from anovl_plugin.text.prompts import Prompts, check_class_name
 from anovl_plugin.text.text_bank import TextBank
-from anovl_plugin.text.text_tower import LazyTextTower, TextTower
+from anovl_plugin.text.text_tower import LazyTextTower, TextTower, Tokenizer
 from anovl_plugin.vision.backbone import (
     DEFAULT_BACKBONE,
     DEFAULT_PRETRAINED,
     Backbone,
-    BackboneSpec,
-    build_visual,
     check_image_size,
-    check_size,
     check_source,
     load_backbone,
-    read_spec,
 )
 from anovl_plugin.vision.chunks import in_chunks
+from anovl_plugin.vision.image_tower import ImageTower
 from anovl_plugin.vision.tiles import check_square, check_tiles_per_side, split_into_tiles
-from anovl_plugin.vision.value_attention import VisionTokens, class_token_forward, value_wise_forward
+from anovl_plugin.vision.value_attention import VisionTokens
 
 
 class NonFiniteImageError(ValueError):
@@ -66,6 +65,8 @@ class AnoVLModel(nn.Module):
             Default: ``ViT-B-16-plus-240``.
         class_name: What the images show; builds the text bank at once. Default: none, see :meth:`build_text_bank`.
         domain: Wording of the prompts: ``object``, ``texture``, or ``auto``, by class name. Default: ``auto``.
+        prompts: What the prompts are made of: a YAML file, a mapping with the keys of such a file, or
+            :class:`Prompts`. Default: the paper's.
         pretrained: Weights of the CLIP: an open_clip tag, or a .safetensors or .pt file. Default: ``laion400m_e32``.
         image_size: Height and width (or one number for both) in pixels. Default: the architecture's own.
         image_score: What scores an image: ``global``, ``map``, ``both``, or an :class:`ImageScore`. Default:
@@ -75,7 +76,7 @@ class AnoVLModel(nn.Module):
         adaptation: What adapts an image's patch tokens before they are scored. Default: nothing.
 
     Attributes:
-        visual: The image tower, frozen; ``None`` until loaded.
+        image_tower: The image side of the CLIP.
         text_bank: The embeddings of the prompts, and the class they belong to.
 
     Raises:
@@ -90,14 +91,13 @@ class AnoVLModel(nn.Module):
         (torch.Size([2]), torch.Size([2, 1, 96, 96]))
     """
 
-    visual: Any
-
     def __init__(
         self,
         backbone: str = DEFAULT_BACKBONE,
         *,
         class_name: str | None = None,
-        domain: Domain = "auto",
+        domain: str = "auto",
+        prompts: Prompts | str | Path | Mapping[str, Any] | None = None,
         pretrained: str | None = DEFAULT_PRETRAINED,
         image_size: int | tuple[int, int] | None = None,
         image_score: ImageScore | ImageScoreName = "global",
@@ -107,102 +107,77 @@ class AnoVLModel(nn.Module):
         super().__init__()
         if class_name is not None:
             check_class_name(class_name)
-        resolve_domain(class_name or "object", domain)
+        self.prompts = Prompts.load(prompts)
+        self.prompts.resolve_domain(class_name or "object", domain)
         # What a checkpoint names need not be there: it may hold everything itself, and it must not import anything.
         trusted = not is_loading_checkpoint()
-        self.source = check_source(backbone, pretrained) if trusted else (backbone, pretrained)
-        self.requested_image_size = check_image_size(to_builtin(image_size))
+        source = check_source(backbone, pretrained) if trusted else (backbone, pretrained)
+        self.image_tower = ImageTower(source, check_image_size(to_builtin(image_size)))
         self.image_score = parse_image_score(to_builtin(image_score), allow_import=trusted)
         self.tiles_per_side = check_tiles_per_side(tiles_per_side)
         self.adaptation = parse_adaptation(to_builtin(adaptation), allow_import=trusted)
-        self._spec: BackboneSpec | None = None
-        # The hub is not contacted before the CLIP is needed.
-        if trusted and not self.source[0].startswith("hf-hub:"):
-            self._use_spec(read_spec(*self.source))
-        self.temperature: float | None = None
-        self.fingerprint: str | None = None
-        self.register_module("visual", None)
         self.text_bank = TextBank()
-        self._text_tower = LazyTextTower(partial(_load_text_tower, *self.source))
-        # Follows every move and cast, so that a CLIP that is loaded afterwards can follow, too.
-        self.register_buffer("_placement", torch.empty(0), persistent=False)
-        self.register_load_state_dict_post_hook(_allow_missing_tower)
+        self._text_tower = LazyTextTower(partial(_load_text_tower, *source))
+        # The hub is not contacted before the CLIP is needed.
+        if trusted and not source[0].startswith("hf-hub:"):
+            self.image_tower.read_spec()
+            self._check_tiles()
         if class_name is not None:
             self.build_text_bank(class_name, domain)
 
     @property
-    def spec(self) -> BackboneSpec:
-        """Architecture, size and normalization of the CLIP; asks the hub for them where it has to."""
-        if self._spec is None:
-            self._use_spec(read_spec(*self.source))
-        return self._spec
+    def source(self) -> tuple[str, str | None]:
+        """Backbone and pretrained of the CLIP."""
+        return self.image_tower.source
 
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width in pixels of the images (with tiles: of a tile) that the model takes."""
-        return self.requested_image_size or self.spec.image_size
+        return self.image_tower.image_size
 
     @property
     def mean(self) -> tuple[float, ...]:
         """Mean of each color channel to normalize images with, for values in [0, 1]."""
-        return self.spec.mean
+        return self.image_tower.spec.mean
 
     @property
     def std(self) -> tuple[float, ...]:
         """Standard deviation of each color channel to normalize images with, for values in [0, 1]."""
-        return self.spec.std
+        return self.image_tower.spec.std
 
     @property
     def is_loaded(self) -> bool:
         """Whether the image tower is in memory."""
-        return self.visual is not None
+        return self.image_tower.is_loaded
 
-    def load(self, *, text: bool = True) -> None:
-        """Load the CLIP, unless it is loaded already.
-
-        Args:
-            text: Whether to load the text tower with it, for the text bank. Default: yes.
+    def load(self) -> None:
+        """Load the CLIP, unless it is loaded already; with its text tower, for the text bank.
 
         Raises:
             BackboneError: If it cannot be loaded.
+            ValueError: If the image size does not suit the patches, or the tiles are not square.
         """
-        if self.is_loaded:
-            return
-        loaded = load_backbone(*self.source, self.requested_image_size, text=text)
-        self._use_spec(loaded.spec)
-        self.temperature, self.fingerprint = loaded.temperature, loaded.fingerprint
-        self._place(loaded.visual)
-        if text:
+        if not self.is_loaded:
+            loaded = load_backbone(*self.source, self.image_tower.requested_image_size)
+            self.image_tower.put(loaded)
             self._text_tower.put(_text_tower_of(loaded))
+        self._check_tiles()
 
-    def restore(self, state: dict[str, Any], *, has_tower: bool) -> None:
-        """Make the model ready for the weights of a checkpoint.
+    def restore(self, state: dict[str, Any], *, has_weights: bool) -> None:
+        """Make the model ready for a checkpoint's state dict.
 
         Args:
-            state: What :meth:`get_extra_state` returned when the checkpoint was made.
-            has_tower: Whether the checkpoint holds the image tower. If not, it is loaded from its source.
+            state: Extra state of the image tower in the checkpoint.
+            has_weights: Whether the checkpoint holds the image tower. If not, it is loaded from its source.
 
         Raises:
             BackboneError: If the CLIP cannot be loaded.
             ValueError: If the source holds another CLIP than the checkpoint was made with.
         """
-        if has_tower:
-            spec = _to_spec(state["spec"])
-            self._use_spec(spec)
-            if not self.is_loaded or self.fingerprint != state["fingerprint"]:
-                self._place(build_visual(spec.config, self.image_size))
-            return
-        self.load(text=False)
-        if self.fingerprint != state["fingerprint"]:
-            backbone, pretrained = state["source"]
-            msg = (
-                f"the checkpoint was made with another CLIP (fingerprint {state['fingerprint']}, backbone "
-                f"{backbone!r}, pretrained {pretrained!r}) than this model's (fingerprint {self.fingerprint}, backbone "
-                f"{self.source[0]!r}, pretrained {self.source[1]!r}); use the CLIP of the checkpoint"
-            )
-            raise ValueError(msg)
+        self.image_tower.restore(state, has_weights=has_weights)
+        self._check_tiles()
 
-    def build_text_bank(self, class_name: str, domain: Domain = "auto") -> bool:
+    def build_text_bank(self, class_name: str, domain: str = "auto") -> bool:
         """Build the text bank of a class on the model's device, unless the model has it already.
 
         Args:
@@ -217,12 +192,12 @@ class AnoVLModel(nn.Module):
             ValueError: If the class name or the domain is invalid.
         """
         check_class_name(class_name)
-        if self.text_bank.is_for(class_name, domain):
-            self.load(text=False)
+        if self.text_bank.is_for(class_name, domain, self.prompts):
+            self.image_tower.load()
             return False
         self.load()
-        tower = self._text_tower.get().to(self._placement.device)
-        self.text_bank.build(tower, class_name, domain)
+        tower = self._text_tower.get().to(self.image_tower.device)
+        self.text_bank.build(tower, class_name, domain, self.prompts)
         self._text_tower.release()
         return True
 
@@ -248,25 +223,20 @@ class AnoVLModel(nn.Module):
             msg = "the model has no text bank yet; set class_name or call build_text_bank(class_name) first"
             raise RuntimeError(msg)
         with torch.no_grad():
-            # A trainer of another precision casts the tower, but not always the images.
             tiles, join = self._split(images)
-            tiles = tiles.to(next(self.visual.parameters()).dtype)
             tokens = self.encode(tiles)
             margins = self.score(self.adapt(tokens.patch_tokens))
             score, anomaly_map = self.aggregate(margins, tokens.class_token, tiles, join)
+        temperature = cast("float", self.image_tower.temperature)
         return InferenceBatch(
-            pred_score=to_probability(score, self.temperature),
-            anomaly_map=to_probability(anomaly_map, self.temperature),
+            pred_score=to_probability(score, temperature), anomaly_map=to_probability(anomaly_map, temperature)
         )
 
     def encode(self, tiles: Tensor) -> VisionTokens:
         """Return the tokens of tiles (B, T, 3, t, t): class tokens (B, T, C) and patch tokens (B, T, N, C)."""
-        number = tiles.shape[1]
-        if self.tiles_per_side is None:
-            tokens = value_wise_forward(self.visual, tiles.flatten(0, 1))
-        else:
-            tokens = in_chunks(partial(value_wise_forward, self.visual), tiles.flatten(0, 1))
-        return VisionTokens(*(part.unflatten(0, (-1, number)) for part in tokens))
+        images = tiles.flatten(0, 1)
+        tokens = self.image_tower(images) if self.tiles_per_side is None else in_chunks(self.image_tower, images)
+        return VisionTokens(*(part.unflatten(0, (-1, tiles.shape[1])) for part in tokens))
 
     def adapt(self, patch_tokens: Tensor) -> Tensor:
         """Return adapted patch tokens (B, T, N, C); all tiles of an image are adapted together."""
@@ -289,7 +259,7 @@ class AnoVLModel(nn.Module):
             join: Function that joins maps of tiles (B, T, 1, t, t) to maps of images.
         """
         number = margins.shape[1]
-        tile_maps = margin_map(margins.flatten(0, 1), self.visual.grid_size, self.image_size)
+        tile_maps = margin_map(margins.flatten(0, 1), self.image_tower.visual.grid_size, self.image_size)
         anomaly_map = join(tile_maps.unflatten(0, (-1, number)))
         views = self.image_score.image_views
         class_margins = None
@@ -305,23 +275,8 @@ class AnoVLModel(nn.Module):
                 raise NonFiniteImageError((~finite).nonzero().flatten().tolist())
         return score, anomaly_map
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """Return what a checkpoint says of the CLIP beside its weights."""
-        return {
-            "source": self.source,
-            "spec": None if self._spec is None else self._spec._asdict(),
-            "temperature": self.temperature,
-            "fingerprint": self.fingerprint,
-        }
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Restore what a checkpoint says of the CLIP."""
-        if state["spec"] is not None:
-            self._spec = _to_spec(state["spec"])
-        self.temperature, self.fingerprint = state["temperature"], state["fingerprint"]
-
     def _class_margin(self, images: Tensor) -> Tensor:
-        return abnormality_margin(class_token_forward(self.visual, images), self.text_bank.state_embeddings)
+        return abnormality_margin(self.image_tower.class_token(images), self.text_bank.state_embeddings)
 
     def _split(self, images: Tensor) -> tuple[Tensor, Any]:
         if self.tiles_per_side is not None:
@@ -332,15 +287,9 @@ class AnoVLModel(nn.Module):
             raise ValueError(msg)
         return images.unsqueeze(1), partial(torch.squeeze, dim=1)
 
-    def _use_spec(self, spec: BackboneSpec) -> None:
-        if self.requested_image_size is not None:
-            check_size(self.requested_image_size, spec.patch_size, self.source[0])
+    def _check_tiles(self) -> None:
         if self.tiles_per_side is not None:
-            check_square(self.requested_image_size or spec.image_size)
-        self._spec = spec
-
-    def _place(self, visual: nn.Module) -> None:
-        self.visual = visual.to(self._placement.device, self._placement.dtype)
+            check_square(self.image_size)
 
 
 def check_images(images: Tensor) -> None:
@@ -359,21 +308,9 @@ def check_images(images: Tensor) -> None:
         raise ValueError(msg)
 
 
-def _allow_missing_tower(model: nn.Module, incompatible_keys: Any) -> None:
-    """Accept a state dict without an image tower where the model has loaded its own."""
-    if model.visual is not None:
-        tower = {f"visual.{name}" for name in model.visual.state_dict()}
-        missing = incompatible_keys.missing_keys
-        missing[:] = [key for key in missing if key.removeprefix("model.") not in tower]
-
-
 def _text_tower_of(loaded: Backbone) -> TextTower:
-    return TextTower(loaded.clip, loaded.tokenizer)
+    return TextTower(loaded.clip, cast("Tokenizer", loaded.tokenizer))
 
 
 def _load_text_tower(backbone: str, pretrained: str | None) -> TextTower:
     return _text_tower_of(load_backbone(backbone, pretrained, image=False))
-
-
-def _to_spec(state: dict[str, Any]) -> BackboneSpec:
-    return BackboneSpec(state["config"], tuple(state["image_size"]), tuple(state["mean"]), tuple(state["std"]))

@@ -2,9 +2,14 @@
 
 import os
 
+import hypothesis
 import pytest
 
 from tests.helpers.architectures import ARCHITECTURES
+
+# How long an example takes depends on what else the machine does.
+hypothesis.settings.register_profile("tests", hypothesis.settings.default, deadline=None)
+hypothesis.settings.load_profile("tests")
 
 
 def pytest_addoption(parser):
@@ -69,6 +74,17 @@ def make(weights_of):
         return AnoVL(backbone, pretrained=weights_of(backbone), **{"visualizer": False, **options})
 
     return make_model
+
+
+@pytest.fixture
+def replace_loading(monkeypatch):
+    """Return a function that has models call another function than ``load_backbone``."""
+
+    def replace(load) -> None:
+        for module in ("torch_model", "vision.image_tower"):
+            monkeypatch.setattr(f"anovl_plugin.{module}.load_backbone", load)
+
+    return replace
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import new_class
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from anomalib import LearningType
@@ -14,15 +14,12 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
 from anovl_plugin.benchmark.evaluator import PaperEvaluator
+from anovl_plugin.benchmark.memory import unfragmented_memory
+from anovl_plugin.components.mixin import ModelMixin
 from anovl_plugin.config import to_builtin
 from anovl_plugin.lightning_model import AnoVL
 
 PACKAGE = "anovl_plugin.benchmark"
-if TYPE_CHECKING:
-    # The methods that the mixin extends are those of the model that follows it.
-    _Model = AnomalibModule
-else:
-    _Model = object
 
 
 class Stopwatch:
@@ -60,7 +57,7 @@ class Stopwatch:
         return time.perf_counter()
 
 
-class Benchmarked(_Model):
+class Benchmarked(ModelMixin):
     """Mixin that adds the benchmark's metrics and clock to a model; it must precede the model in the MRO.
 
     - The papers' metrics, on the model's raw scores: no post-processor, no pictures.
@@ -116,7 +113,8 @@ class Benchmarked(_Model):
 
     def on_validation_start(self) -> None:
         """Count the model's own part, in which memory banks are filled, but not the validation itself."""
-        super().on_validation_start()
+        with unfragmented_memory():
+            super().on_validation_start()
         self._setup_watch.stop()
 
     def on_validation_end(self) -> None:

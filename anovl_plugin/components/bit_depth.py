@@ -6,10 +6,11 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from anomalib.data import AnomalibDataset, ImageBatch, ImageItem, PredictDataset
+from anomalib.data import AnomalibDataset, DatasetItem, ImageBatch, ImageItem, PredictDataset
 from anomalib.data.datasets.image import MVTecLOCODataset
 from anomalib.data.utils.synthetic import SyntheticAnomalyDataset
 from anomalib.visualization import Visualizer
@@ -82,7 +83,7 @@ class FullBitDepth(LoaderCallback):
             _check_synthetic(part)
         if hasattr(dataset, "__getitem__") and hasattr(dataset, "__dict__"):
             # PyTorch's protocol for reading the items of a batch together.
-            dataset.__getitems__ = FullDepthItems(dataset, once)
+            vars(dataset)["__getitems__"] = FullDepthItems(dataset, once)
             self._datasets.append(dataset)
         # Persistent workers may have started before and hold the dataset as it was.
         rebuild = loader.persistent_workers and loader.batch_size is not None
@@ -114,12 +115,12 @@ class FullDepthItems:
         Raises:
             ValueError: As :func:`~anovl_plugin.components.image_file.read_deep_image`.
         """
-        places = [_locate(self.dataset, index) for index in indices]
+        places: list[tuple[Any, int]] = [_locate(self.dataset, index) for index in indices]
         if all(type(dataset).__getitem__ in _READERS for dataset, _ in places):
             return [self._read(dataset, index) for dataset, index in places]
         return self._read_foreign(indices)
 
-    def _read(self, dataset: AnomalibDataset | PredictDataset, index: int) -> ImageItem:
+    def _read(self, dataset: AnomalibDataset | PredictDataset, index: int) -> DatasetItem:
         path = _path_of(dataset, index)
         header = read_header(path)
         if header.is_turned:
@@ -182,11 +183,11 @@ def _substitute(dataset: AnomalibDataset | PredictDataset, index: int, pixels: T
         Image.new("1", (pixels.shape[-1], pixels.shape[-2])).save(black)
         if isinstance(single, PredictDataset):
             single.image_filenames = [black]
-            single.transform = _Replace(pixels, dataset.transform)
+            single.transform = _Replace(pixels, single.transform)
         else:
-            single.samples = dataset.samples.iloc[[index]].assign(image_path=str(black))
-            single.augmentations = _Replace(pixels, dataset.augmentations)
-        item = single[0]
+            single.samples = single.samples.iloc[[index]].assign(image_path=str(black))
+            single.augmentations = _Replace(pixels, single.augmentations)
+        item: Any = single[0]
     item.image_path = path
     return item
 
@@ -255,9 +256,11 @@ class DisplayCopies(Callback):
         paths = batch.image_path or []
         if any(read_header(path).is_deep for path in paths):
             self._folder, self._paths = TemporaryDirectory(prefix="anovl-"), paths
-            batch.image_path = [self._copy(path) for path in paths]
+            batch.image_path = [_copy_for_display(path, Path(self._folder.name)) for path in paths]
 
-    on_predict_batch_end = on_test_batch_end
+    def on_predict_batch_end(self, *arguments: Any) -> None:
+        """Do as after a test batch."""
+        self.on_test_batch_end(*arguments)
 
     def restore(self, batch: ImageBatch) -> None:
         """Give a batch its own paths back, and delete the copies."""
@@ -266,15 +269,17 @@ class DisplayCopies(Callback):
             self._folder.cleanup()
             self._folder = self._paths = None
 
-    def _copy(self, path: str) -> str:
-        if not read_header(path).is_deep:
-            return path
-        absolute = Path(path).absolute()
-        target = Path(self._folder.name) / absolute.relative_to(absolute.anchor)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # The format is found in the file; the name keeps its ending for the picture's sake.
-        to_pil_image(read_image(path)).save(target, format="PNG", compress_level=1)
-        return str(target)
+
+def _copy_for_display(path: str, folder: Path) -> str:
+    """Return the path of an 8-bit copy of a file of more, or the path of any other file itself."""
+    if not read_header(path).is_deep:
+        return path
+    absolute = Path(path).absolute()
+    target = folder / absolute.relative_to(absolute.anchor)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # The format is found in the file; the name keeps its ending for the picture's sake.
+    to_pil_image(read_image(path)).save(target, format="PNG", compress_level=1)
+    return str(target)
 
 
 class RestorePaths(Callback):
@@ -299,4 +304,6 @@ class RestorePaths(Callback):
         del trainer, pl_module, outputs, indices
         self._copies.restore(batch)
 
-    on_predict_batch_end = on_test_batch_end
+    def on_predict_batch_end(self, *arguments: Any) -> None:
+        """Do as after a test batch."""
+        self.on_test_batch_end(*arguments)

@@ -1,138 +1,178 @@
-"""Reconciles what a checkpoint says of the model that wrote it with what the user sets.
+"""Checkpoints that hold the whole truth: settings, text bank, and which CLIP, or the CLIP itself."""
 
-A checkpoint is the whole truth: what the user leaves at its default comes from the checkpoint, and what the user sets
-must agree with it.
-"""
+import warnings
+from typing import Any, TypeVar, cast
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from anomalib.data import AnomalibDataModule
+from anomalib.pre_processing import PreProcessor
 
-# Prefix of the image tower's weights in a state dict of the Lightning module.
-TOWER = "model.visual."
-SETTINGS = "_extra_state"
-CLIP = "model._extra_state"
-BANK = "model.text_bank._extra_state"
-# Settings that change scores: thresholds belong to the values they were set with.
-SCORING = (
-    "backbone",
-    "pretrained",
-    "class_name",
-    "domain",
-    "image_size",
-    "image_score",
-    "tiles_per_side",
-    "adaptation",
+from anovl_plugin.components.mixin import ModelMixin
+from anovl_plugin.components.post_processor import ZeroShotPostProcessor
+from anovl_plugin.components.pre_processor import default_transform
+from anovl_plugin.components.settings import (
+    DEFAULTS,
+    CheckpointError,
+    changed_settings,
+    read_saved_model,
+    reconcile,
+    without_tower,
 )
+from anovl_plugin.config import is_loading_checkpoint, loading_checkpoint
+from anovl_plugin.hosts.lightning import attached_trainer
+from anovl_plugin.torch_model import AnoVLModel
+
+Model = TypeVar("Model", bound="CheckpointMixin")
 
 
-class CheckpointError(ValueError):
-    """A checkpoint cannot be used with this model, or with these settings."""
-
-
-class SavedModel(NamedTuple):
-    """What a checkpoint says of the model that wrote it.
+class CheckpointMixin(ModelMixin):
+    """Saves and restores a model with its settings, text bank and pre-processor.
 
     Attributes:
-        settings: The constructor's arguments.
-        clip: Source, architecture, temperature and fingerprint of the CLIP.
-        bank: Class and domain of the text bank.
-        has_tower: Whether the checkpoint holds the image tower.
+        model: The torch model.
+        checkpoint_class: The class of the text bank that came with a checkpoint; ``None`` without one.
+        has_default_pre_processor: Whether the pre-processor is the model's own.
     """
 
-    settings: dict[str, Any]
-    clip: dict[str, Any]
-    bank: dict[str, Any]
-    has_tower: bool
+    model: AnoVLModel
+    checkpoint_class: str | None = None
+    has_default_pre_processor: bool
+    _was_given_pre_processor: bool
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The constructor's arguments, live components excepted, as plain data."""
+        return dict(self.hparams)
 
-def read_saved_model(checkpoint: Mapping[str, Any]) -> SavedModel:
-    """Return what a checkpoint says of the model that wrote it.
+    @property
+    def datamodule(self) -> AnomalibDataModule | None:
+        """The data module of the run, if there is one."""
+        trainer = attached_trainer(self)
+        return None if trainer is None else getattr(trainer, "datamodule", None)
 
-    Raises:
-        CheckpointError: If another model, or an incompatible version of this one, wrote the checkpoint.
-    """
-    state = checkpoint.get("state_dict", {})
-    if not {SETTINGS, CLIP, BANK} <= set(state):
-        msg = (
-            "the checkpoint was not written by this version of AnoVL: it says nothing of its settings and text bank; "
-            "set ckpt_path to a checkpoint of AnoVL, or write it again with `anomalib test`"
-        )
-        raise CheckpointError(msg)
-    has_tower = any(key.startswith(TOWER) for key in state)
-    return SavedModel(state[SETTINGS]["settings"], state[CLIP], state[BANK], has_tower)
+    @property
+    def category(self) -> str | None:
+        """The category of the data module, if it has one."""
+        return getattr(self.datamodule, "category", None) or None
 
+    @classmethod
+    def load_from_checkpoint(cls: type[Model], *args: Any, **kwargs: Any) -> Model:  # noqa: PYI019 - from Python 3.11
+        """Return the model that wrote a checkpoint.
 
-def without_tower(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a state dict without the weights of the image tower."""
-    return {name: value for name, value in state_dict.items() if not name.startswith(TOWER)}
+        Nothing that the checkpoint names is imported: its adaptation must be a class of this package, or one that the
+        program has imported already.
 
+        Args:
+            *args: As for every anomalib model: the path of the checkpoint, and where to load it.
+            **kwargs: Settings to change on purpose. Where they change scores, thresholds start at 0.5 again.
 
-def reconcile(
-    given: Mapping[str, Any], defaults: Mapping[str, Any], saved: SavedModel, category: str | None = None
-) -> dict[str, Any]:
-    """Return the settings to use with a checkpoint.
+        Raises:
+            CheckpointError: If another model wrote the checkpoint.
+        """
+        with loading_checkpoint():
+            return cast("Model", super().load_from_checkpoint(*args, **kwargs))
 
-    Args:
-        given: The settings of the model that loads the checkpoint.
-        defaults: Default of each setting.
-        saved: What the checkpoint says.
-        category: Category of the data module, if there is one.
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return the settings, for the state dict."""
+        return {"settings": self.settings}
 
-    Returns:
-        For each setting the checkpoint's value; the user's where it only says where the same weights are, or what to
-        save.
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Keep the current settings; :meth:`on_load_checkpoint` has reconciled them with the checkpoint's."""
 
-    Raises:
-        CheckpointError: If the user sets something that the checkpoint contradicts.
-    """
-    # What was in effect, where it was left to be found out.
-    in_effect = saved.settings | {
-        "class_name": saved.bank["class_name"],
-        "domain": saved.bank["domain"],
-        "image_size": tuple(saved.settings["image_size"] or saved.clip["spec"]["image_size"]),
-    }
-    merged = dict(saved.settings)
-    is_set = {name: given[name] != defaults[name] for name in given}
-    for name in given:
-        value = given[name] if name != "image_size" else _as_pair(given[name])
-        if not is_set[name] or value == in_effect[name] or given[name] == saved.settings[name]:
-            continue
-        # Weights may have been moved; whether they are the same, their fingerprint tells.
-        if name == "save_backbone" or (name in {"backbone", "pretrained"} and not saved.has_tower):
-            merged[name] = given[name]
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave the image tower out, unless it is to be saved.
+
+        Raises:
+            RuntimeError: If there is no text bank yet.
+        """
+        super().on_save_checkpoint(checkpoint)
+        if not self.model.text_bank.is_built:
+            msg = "there is no text bank to save yet; validate, test or call build_text_bank() first"
+            raise RuntimeError(msg)
+        checkpoint["anomalib_components_enabled"]["post_processor_class"] = type(self.post_processor).__name__
+        checkpoint["anomalib_components_enabled"]["default_pre_processor"] = self.has_default_pre_processor
+        if not self.settings["save_backbone"]:
+            checkpoint["state_dict"] = without_tower(checkpoint["state_dict"])
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Use the settings of a checkpoint, and load the CLIP it was made with.
+
+        Raises:
+            CheckpointError: If another model wrote the checkpoint, or a setting contradicts it.
+            BackboneError: If the CLIP cannot be loaded.
+        """
+        saved = read_saved_model(checkpoint)
+        if is_loading_checkpoint():
+            # What differs from the checkpoint was changed on purpose.
+            settings, changed = self.settings, changed_settings(self.settings, saved)
         else:
-            raise _contradiction(name, given[name], in_effect[name])
-    if merged["backbone"] != saved.settings["backbone"]:
-        merged["pretrained"] = given["pretrained"]
-    if category and saved.settings["class_name"] is None and category != saved.bank["class_name"]:
+            settings, changed = reconcile(self.settings, DEFAULTS, saved, self.category), []
+        with loading_checkpoint():
+            if settings != self.settings or not self.model.is_loaded:
+                arguments = {name: settings[name] for name in settings if name not in {"class_name", "save_backbone"}}
+                self.model = AnoVLModel(**arguments).to(self.device)
+                self.save_hyperparameters(settings)
+            self.model.restore(saved.clip, has_weights=saved.has_tower)
+        self.checkpoint_class = saved.bank["class_name"]
+        self._restore_components(checkpoint, changed)
+        if changed:
+            self._restart_thresholds(checkpoint, changed)
+
+    def _restore_components(self, checkpoint: dict[str, Any], changed: list[str]) -> None:
+        components = [self.pre_processor, self.post_processor]
+        enabled = checkpoint.get("anomalib_components_enabled", {})
+        wanted, was_default = enabled.pop("post_processor_class", None), enabled.pop("default_pre_processor", False)
+        current = type(self.post_processor).__name__
+        if wanted not in {None, "NoneType", current}:
+            msg = f"post_processor is a {current}, but the checkpoint was made with a {wanted}; pass one of that class"
+            raise ValueError(msg)
+        if self._was_given_pre_processor:
+            self._check_pre_processor(checkpoint)
+        elif self.has_default_pre_processor:
+            self.has_default_pre_processor = was_default
+            if was_default and {"image_size", "tiles_per_side"} & set(changed):
+                checkpoint.pop("anomalib_pre_processor_config", None)
+                self.set_default_transform()
+        super().on_load_checkpoint(checkpoint)
+        # anomalib drops a component that the checkpoint's model did not have, but not its callback.
+        callbacks = getattr(attached_trainer(self), "callbacks", [])
+        for component in components:
+            kept = component in (self.pre_processor, self.post_processor)
+            if not kept and component in callbacks:
+                callbacks.remove(component)
+        self._update_dataset_resizing()
+
+    def set_default_transform(self) -> None:
+        """Complete the model's own pre-processor, now that the CLIP's size and normalization are known."""
+        pre_processor = self.pre_processor
+        if self.has_default_pre_processor and pre_processor is not None and pre_processor.transform is None:
+            pre_processor.set_transform(default_transform(self.model))
+            self._update_dataset_resizing()
+
+    def _update_dataset_resizing(self) -> None:
+        """Let the datasets resize as the pre-processor does now; anomalib asked it before it was complete."""
+        if self.datamodule is not None:
+            self.datamodule.setup(self.trainer.state.fn)
+
+    def _check_pre_processor(self, checkpoint: dict[str, Any]) -> None:
+        key = "anomalib_pre_processor_config"
+        own = self.pre_processor.checkpoint_config() if isinstance(self.pre_processor, PreProcessor) else None
+        if checkpoint.get(key) == own:
+            return
+        if is_loading_checkpoint():
+            # Changed on purpose; anomalib would replace it.
+            checkpoint.pop(key, None)
+            return
         msg = (
-            f"the data module's category is {category!r}, but the checkpoint was made with "
-            f"{in_effect['class_name']!r}, and its thresholds belong to that; use a checkpoint of {category!r}, or run "
-            "without ckpt_path"
+            "pre_processor is not the checkpoint's; leave it out, or change it on purpose with "
+            "AnoVL.load_from_checkpoint(path, pre_processor=...)"
         )
         raise CheckpointError(msg)
-    return merged
 
-
-def changed_settings(settings: Mapping[str, Any], saved: SavedModel) -> list[str]:
-    """Return the names of the settings that change scores and differ from the checkpoint's."""
-    return [name for name in SCORING if settings[name] != saved.settings[name]]
-
-
-def _as_pair(image_size: Any) -> tuple[int, int] | None:
-    return None if image_size is None else tuple(image_size)
-
-
-def _contradiction(name: str, value: Any, saved: Any) -> CheckpointError:
-    return CheckpointError(
-        f"{name} is {_brief(value)}, but the checkpoint was made with {_brief(saved)}; leave {name} out, or change it "
-        f"on purpose with AnoVL.load_from_checkpoint(path, {name}=...), after which thresholds start at 0.5"
-    )
-
-
-def _brief(value: Any) -> str:
-    """Return a setting as the user writes it; pluggable parts by the name of their class."""
-    if isinstance(value, Mapping) and "class_path" in value:
-        settings = ", ".join(f"{name}={setting!r}" for name, setting in value.get("init_args", {}).items())
-        return f"{value['class_path'].rpartition('.')[2]}({settings})"
-    return repr(value)
+    def _restart_thresholds(self, checkpoint: dict[str, Any], changed: list[str]) -> None:
+        if not isinstance(self.post_processor, ZeroShotPostProcessor):
+            return
+        names = ", ".join(changed)
+        msg = f"{names} of the checkpoint changed on purpose, so its thresholds do not hold; they start at 0.5 again"
+        warnings.warn(msg, UserWarning, stacklevel=2)
+        fresh = {f"post_processor.{name}": value for name, value in self.post_processor.state_dict().items()}
+        checkpoint["state_dict"] = {**checkpoint["state_dict"], **fresh}

@@ -39,7 +39,7 @@ def unpadded_share(loader: DataLoader, rank: int, world_size: int) -> DataLoader
     """
     if not isinstance(loader.sampler, SequentialSampler) or loader.batch_size is None:
         return loader
-    if len(loader.dataset) < world_size:
+    if len(loader.sampler) < world_size:
         return loader
     sampler = UnrepeatedDistributedSampler(loader.dataset, num_replicas=world_size, rank=rank, shuffle=False)
     return replace_sampler(loader, sampler)

@@ -1,11 +1,77 @@
-"""Export checks, and an exporter that logs only what matters."""
+"""Export with the text bank inside; what a graph cannot hold is an error beforehand."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
+from anovl_plugin.components.mixin import ModelMixin
 from anovl_plugin.torch_model import AnoVLModel
+
+
+class TextBankExportMixin(ModelMixin):
+    """anomalib's exports, for a model whose text bank must be built first."""
+
+    model: AnoVLModel
+    build_text_bank: Callable[[], None]
+
+    def to_torch(self, *args: Any, **kwargs: Any) -> Path:
+        """Export as anomalib does, with the text bank inside."""
+        self.build_text_bank()
+        return super().to_torch(*args, **kwargs)
+
+    def to_onnx(  # type: ignore[override] # anomalib's arguments, not Lightning's
+        self,
+        export_root: Path | str,
+        model_file_name: str = "model",
+        input_size: tuple[int, int] | None = None,
+        **kwargs: Any,
+    ) -> Path:
+        """Export as anomalib does, with the text bank inside.
+
+        Args:
+            export_root: Folder to write to.
+            model_file_name: Name of the file, without its suffix. Default: ``model``.
+            input_size: Height and width in pixels of the images that the exported model takes. Default: any.
+            **kwargs: Passed on to ``torch.onnx.export``.
+
+        Raises:
+            ValueError: If the model adapts at test time, or has tiles but no input size.
+        """
+        check_exportable(self.model, input_size)
+        self.build_text_bank()
+        # torch's exporter cannot downgrade to anomalib's default opset.
+        kwargs.setdefault("opset_version", 18)
+        kwargs.setdefault("verbose", False)
+        with quiet_exporter():
+            return super().to_onnx(export_root, model_file_name, input_size, **kwargs)
+
+    def to_openvino(
+        self,
+        export_root: Path | str,
+        model_file_name: str = "model",
+        input_size: tuple[int, int] | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Path:
+        """Export as anomalib does, with the text bank inside.
+
+        Args:
+            export_root: Folder to write to.
+            model_file_name: Name of the files, without their suffix. Default: ``model``.
+            input_size: Height and width in pixels of the images that the exported model takes. Default: any.
+            *args: anomalib's further arguments.
+            **kwargs: anomalib's further arguments.
+
+        Raises:
+            ValueError: As :meth:`to_onnx`.
+            ModuleNotFoundError: If OpenVINO is not installed.
+        """
+        check_exportable(self.model, input_size)
+        check_openvino()
+        return super().to_openvino(export_root, model_file_name, input_size, *args, **kwargs)
 
 
 def check_exportable(model: AnoVLModel, input_size: tuple[int, int] | None) -> None:

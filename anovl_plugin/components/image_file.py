@@ -1,14 +1,15 @@
 """Image files of more than 8 bits a channel, which anomalib's reader turns white or black."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import cv2
 import numpy as np
 import tifffile
 import torch
 from anomalib.data.utils import read_image as read_image_of_8_bits
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 _ORIENTATION, _BITS_PER_SAMPLE, _SAMPLE_FORMAT = 274, 258, 339
@@ -55,7 +56,7 @@ def read_image(path: str | Path) -> Tensor:
     """
     if read_header(path).is_deep:
         return read_deep_image(path).pixels
-    return read_image_of_8_bits(path, as_tensor=True).as_subclass(Tensor)
+    return cast("Tensor", read_image_of_8_bits(path, as_tensor=True)).as_subclass(Tensor)
 
 
 def read_header(path: str | Path) -> Header:
@@ -101,8 +102,8 @@ def read_deep_image(path: str | Path) -> DeepImage:
     return DeepImage(pixels.expand(3, *pixels.shape[-2:]).contiguous(), white)
 
 
-def _is_deep(file: Image.Image) -> bool:
-    if file.format == "TIFF":
+def _is_deep(file: ImageFile.ImageFile) -> bool:
+    if isinstance(file, TiffImageFile):
         bits = file.tag_v2.get(_BITS_PER_SAMPLE, (1,))
         kinds = file.tag_v2.get(_SAMPLE_FORMAT, (_UNSIGNED,))
         return max(bits) > 8 or any(kind not in (_UNSIGNED, _UNDEFINED) for kind in kinds)
@@ -112,8 +113,8 @@ def _is_deep(file: Image.Image) -> bool:
     return file.mode.startswith(("I", "F"))
 
 
-def _is_turned(file: Image.Image) -> bool:
-    if file.format == "TIFF":
+def _is_turned(file: ImageFile.ImageFile) -> bool:
+    if isinstance(file, TiffImageFile):
         return file.tag_v2.get(_ORIENTATION, 1) != 1
     # Without this key Pillow decodes a PNG file to look for one behind the pixels.
     return "exif" in file.info and file.getexif().get(_ORIENTATION, 1) != 1

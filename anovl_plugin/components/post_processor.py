@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from anomalib.data import Batch, InferenceBatch
 from anomalib.post_processing import PostProcessor
-from torch import Tensor, nn
+from torch import Tensor
 
 from anovl_plugin.components.normalization import normalize
 from anovl_plugin.components.post_processor_settings import check_settings
@@ -58,6 +58,9 @@ class ZeroShotPostProcessor(PostProcessor):
         TypeError: If an argument has the wrong type.
         ValueError: If a sensitivity is not in [0, 1], or a threshold is not between 0 and 1.
     """
+
+    fixed_image_threshold: float | None
+    fixed_pixel_threshold: float | None
 
     def __init__(
         self,
@@ -211,7 +214,7 @@ def _exceeds(scores: Tensor | None, threshold: Tensor) -> Tensor | None:
     return None if scores is None else scores > threshold
 
 
-def _check_loaded_buffers(module: nn.Module, incompatible_keys: object) -> None:
+def _check_loaded_buffers(module: ZeroShotPostProcessor, incompatible_keys: object) -> None:
     """Raise ValueError if thresholds or ranges that were loaded are not scores."""
     del incompatible_keys
     for name, buffer in module._validated_buffers().items():  # noqa: SLF001, a hook of this module's class

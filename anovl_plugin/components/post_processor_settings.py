@@ -45,7 +45,7 @@ def _check_threshold(name: str, value: object) -> float | None:
     return float(number)
 
 
-def _check_real(name: str, value: object, expected: str) -> Real:
+def _check_real(name: str, value: object, expected: str) -> Any:  # a Real, whose comparisons type checkers do not know
     if isinstance(value, bool) or not isinstance(value, Real):
         msg = f"{name} is {shown(value)}, but must be {expected}"
         raise TypeError(msg)

@@ -9,10 +9,12 @@ from anomalib.data import Batch
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
-from torchvision.transforms.v2 import Compose, InterpolationMode, Resize, Transform
+from torchvision.transforms.v2 import Compose, InterpolationMode, Normalize, Resize, Transform
 
 from anovl_plugin.config import shown
 from anovl_plugin.hosts.anomalib import can_be_saved, get_exportable_transform, set_transforms
+from anovl_plugin.torch_model import AnoVLModel
+from anovl_plugin.vision.tiles import short_side
 
 _UNSAVED = "unsaved"
 # Pixels of a resized image: 1.6 GB as float32. The largest square image that 64 tiles of 240 pixels per side need.
@@ -68,17 +70,17 @@ class AntialiasedPreProcessor(PreProcessor):
         Raises:
             ImageTooLargeError: If its images would become too large; names the first file.
         """
-        with naming(batch.image_path):
+        with naming(batch["image_path"]):
             super().on_validation_batch_start(trainer, pl_module, batch, *indices)
 
     def on_test_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, *indices: int) -> None:
         """Apply the transform to a batch, as in validation."""
-        with naming(batch.image_path):
+        with naming(batch["image_path"]):
             super().on_test_batch_start(trainer, pl_module, batch, *indices)
 
     def on_predict_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, *indices: int) -> None:
         """Apply the transform to a batch, as in validation."""
-        with naming(batch.image_path):
+        with naming(batch["image_path"]):
             super().on_predict_batch_start(trainer, pl_module, batch, *indices)
 
     def checkpoint_config(self) -> dict[str, Any]:
@@ -113,6 +115,19 @@ def unsaved_part(transform: Transform | None) -> str | None:
         return None
     parts = transform.transforms if isinstance(transform, Compose) else []
     return next((name for name in map(unsaved_part, parts) if name is not None), type(transform).__name__)
+
+
+def default_transform(model: AnoVLModel, image_size: tuple[int, int] | None = None) -> Compose:
+    """Return bilinear resizing to a model's size (with tiles: of the short side, to hold them) and its normalization.
+
+    Args:
+        model: The model.
+        image_size: Height and width in pixels to resize to instead. Default: the model's own.
+    """
+    size = list(image_size or model.image_size)
+    if image_size is None and model.tiles_per_side is not None:
+        size = [short_side(size[0], model.tiles_per_side)]
+    return Compose([Resize(size, antialias=True), Normalize(list(model.mean), list(model.std))])
 
 
 class MatrixResize(nn.Module):
@@ -194,9 +209,10 @@ def bound_resizing(transform: nn.Module | None) -> None:
     """
     for part in getattr(transform, "transforms", ()):
         bound_resizing(part)
+    if not isinstance(transform, Resize) or getattr(transform, "_checks_result", False):
+        return
     # A bound on the long side bounds the result, too.
-    is_bounded = not isinstance(transform, Resize) or transform.size is None or transform.max_size is not None
-    if not is_bounded and not getattr(transform, "_checks_result", False):
+    if transform.size is not None and transform.max_size is None:
         transform.register_forward_pre_hook(_check_inputs)
         transform._checks_result = True  # noqa: SLF001 - our own mark, which torchvision does not print
 
@@ -257,7 +273,12 @@ def exportable(transform: Transform | None) -> nn.Module | None:
         return Compose([exportable(part) for part in transform.transforms])
     # The mode is an int, a str or an enum, as it was passed.
     bilinear = (InterpolationMode.BILINEAR, InterpolationMode.BILINEAR.value, 2)
-    usual = isinstance(transform, Resize) and transform.interpolation in bilinear
-    if usual and transform.antialias and transform.size is not None and transform.max_size is None:
+    if (
+        isinstance(transform, Resize)
+        and transform.interpolation in bilinear
+        and transform.antialias
+        and transform.size is not None
+        and transform.max_size is None
+    ):
         return MatrixResize(transform)
     return get_exportable_transform(transform)

@@ -17,7 +17,7 @@ class MidwayThreshold(F1AdaptiveThreshold):
     score and the next lower one; see :func:`move_off_score`.
     """
 
-    def compute(self) -> Tensor | None:
+    def compute(self) -> Tensor | None:  # type: ignore[override]  # anomalib's own returns None, too
         """Return the threshold, or None if there are no labels. With several processes it is that of all scores."""
         if self.update_called:
             # torchmetrics leaves one tensor where processes have exchanged scores. anomalib would go through it

@@ -12,5 +12,5 @@ class OptionalValidation(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let the model, which has none, provide the validation data of the run."""
         del stage
-        if lacks_validation_set(trainer.datamodule):
+        if lacks_validation_set(getattr(trainer, "datamodule", None)):
             use_validation_data_of(trainer, pl_module)

@@ -1,6 +1,7 @@
 """What the package uses of Lightning beyond its public API."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
@@ -27,7 +28,7 @@ def attached_trainer(module: LightningModule) -> Trainer | None:
         return None
 
 
-def replace_sampler(loader: DataLoader, sampler: Sampler) -> DataLoader:
+def replace_sampler(loader: DataLoader, sampler: Sampler | Iterable) -> DataLoader:
     """Return a loader that differs from ``loader`` in its sampler alone."""
     return _update_dataloader(loader, sampler)
 

@@ -4,6 +4,7 @@ Shapes: N patches, D transformer width, L context length.
 """
 
 from pathlib import Path
+from typing import Any
 
 from open_clip.model import convert_to_custom_text_state_dict
 from open_clip.pretrained import download_pretrained_from_hf
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 __all__ = [
     "POSITION_IDS",
+    "ResidualAttentionBlock",
     "VisionTransformer",
     "download_from_hub",
     "is_causal",
@@ -90,7 +92,7 @@ def is_causal(clip: nn.Module) -> bool:
 
 def shorter_context(clip: nn.Module, length: int) -> dict[str, Tensor]:
     """Return the tensors of a causal text tower that depend on its context, by name, for a context of length L."""
-    text = getattr(clip, "text", clip)
+    text: Any = getattr(clip, "text", clip)
     prefix = "" if text is clip else "text."
     return {
         f"{prefix}positional_embedding": text.positional_embedding[:length],

@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from anovl_plugin.report.results import MEASURES, MISSING, Measure
 from anovl_plugin.report.tables import means, pivot
@@ -56,6 +57,9 @@ def draw_speed(name: str, results: pd.DataFrame) -> Figure | None:
             marker = MARKERS[index % len(MARKERS)]
             axes.plot(speed[model], 100 * accuracy, marker, ms=11, mfc=face, mec="black", label=label)
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.margins(x=0.15, y=0.15)
         axes.set_ylim(top=min(axes.get_ylim()[1], 101))
         axes.set_xlabel("time per image [s], log scale; lower is faster")

@@ -9,7 +9,7 @@ Shapes: B images, V views, M images at once.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -77,7 +77,7 @@ class GlobalScore(ImageScore):
     def combine(self, class_margins: Tensor | None, margin_map: Tensor) -> Tensor:
         """Return the margins of the class tokens."""
         del margin_map
-        return class_margins
+        return cast("Tensor", class_margins)  # there is at least one view
 
 
 @dataclass
@@ -135,7 +135,7 @@ class CombinedScore(ImageScore):
 
     def combine(self, class_margins: Tensor | None, margin_map: Tensor) -> Tensor:
         """Return the mean of the two margins."""
-        return (class_margins + map_score(margin_map, self.top_fraction)) / 2
+        return (cast("Tensor", class_margins) + map_score(margin_map, self.top_fraction)) / 2
 
 
 ImageScoreName = Literal["global", "map", "both"]
@@ -164,7 +164,7 @@ def parse_image_score(value: ImageScore | str | dict[str, Any], *, allow_import:
         raise ValueError(msg)
     if not isinstance(value, str | Mapping | ImageScore):
         raise TypeError(msg)
-    return from_config(value, ImageScore, allow_import=allow_import)
+    return cast("ImageScore", from_config(value, ImageScore, allow_import=allow_import))
 
 
 def combine_margins(image_score: ImageScore, class_margins: Tensor | None, margin_map: Tensor) -> Tensor:

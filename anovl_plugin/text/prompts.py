@@ -1,69 +1,24 @@
 """Domain-aware contrastive state prompts (AnoVL, section 3.1): the text prompts.
 
 A prompt is *domain template ∘ state ∘ class name*: a state is wrapped around the class name, and the result is put
-into a template of the domain. 3 domain phrases × 22 templates × 7 states make 462 prompts for the normal state and as
-many for the abnormal one.
+into a template of the domain. In the paper, 3 domain phrases × 22 templates × 7 states make 462 prompts for the normal
+state and as many for the abnormal one; ``paper.yaml`` holds them, and a file of
+your own can change any part.
 
-The order is that of the published program: phrase by phrase, template by template, and the state changes fastest. It
-matters because the text adapter draws one row of its initial weights per prompt.
+Sentences are made phrase by phrase, template by template, and the state changes fastest. The order matters because the
+text adapter draws one row of its initial weights per prompt.
 """
 
-from typing import Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 from anovl_plugin.config import shown
+from anovl_plugin.text.parts import DEFECT_TEMPLATE, OTHERS, PAPER, read_parts
 
 Domain = Literal["auto", "object", "texture"]
-
-NORMAL_STATES = (
-    "normal {}",
-    "flawless {}",
-    "perfect {}",
-    "unblemished {}",
-    "{} without flaw",
-    "{} without defect",
-    "{} without damage",
-)
-ABNORMAL_STATES = (
-    "damaged {}",
-    "abnormal {}",
-    "imperfect {}",
-    "blemished {}",
-    "{} with flaw",
-    "{} with defect",
-    "{} with damage",
-)
-DOMAIN_PHRASES = {
-    "object": ("industrial photo", "industrial image", "manufacturing image"),
-    "texture": ("industrial photo", "textural photo", "surface picture"),
-}
-# "the" and "a" alternate irregularly; the order is the published one.
-SHAPES = (
-    "a cropped {phrase} of the {}",
-    "a cropped {phrase} of a {}",
-    "a close-up {phrase} of a {}",
-    "a close-up {phrase} of the {}",
-    "a bright {phrase} of a {}",
-    "a bright {phrase} of the {}",
-    "a dark {phrase} of the {}",
-    "a dark {phrase} of a {}",
-    "a jpeg corrupted {phrase} of a {}",
-    "a jpeg corrupted {phrase} of the {}",
-    "a blurry {phrase} of the {}",
-    "a blurry {phrase} of a {}",
-    "{article} {phrase} of a {}",
-    "{article} {phrase} of the {}",
-    "{article} {phrase} of a small {}",
-    "{article} {phrase} of the small {}",
-    "{article} {phrase} of a large {}",
-    "{article} {phrase} of the large {}",
-    "{article} {phrase} of the {} for visual inspection",
-    "{article} {phrase} of a {} for visual inspection",
-    "{article} {phrase} of the {} for anomaly detection",
-    "{article} {phrase} of a {} for anomaly detection",
-)
-MVTEC_TEXTURES = frozenset({"carpet", "grid", "leather", "tile", "wood"})
-# Datasets number some classes that share one name.
-CLASS_ALIASES = {"macaroni1": "macaroni", "macaroni2": "macaroni"}
 # Far more than any context holds. A million characters would be a gigabyte of prompts.
 MAX_LENGTH = 1000
 
@@ -113,70 +68,225 @@ def check_class_name(class_name: str) -> None:
         raise ValueError(msg) from None
 
 
-def resolve_domain(class_name: str, domain: Domain = "auto") -> Literal["object", "texture"]:
-    """Return the domain of a class: for ``"auto"``, texture for MVTec AD's texture classes, else object.
+@dataclass(frozen=True)
+class Prompts:
+    """What prompts are made of. :meth:`load` reads a file, and ``dataclasses.replace`` changes parts in Python.
 
     Args:
-        class_name: The class as the dataset spells it.
-        domain: ``"object"``, ``"texture"`` or ``"auto"``, the default.
+        normal_states: Texts such as ``"flawless {}"``; ``{}`` stands for the class name.
+        abnormal_states: Texts such as ``"damaged {}"``.
+        templates: Texts such as ``"{article} {phrase} of a {}"``; ``{}`` stands for the state, ``{phrase}`` for a
+            phrase of the domain, and ``{article}`` for its "a" or "an".
+        domains: Phrases by name of the domain.
+        auto: Domain by class name, for the domain ``"auto"``; ``"*"`` stands for all other classes. May be left out if
+            there is only one domain.
+        nouns: What sentences call a class, by class name. Default: the class name itself.
+        defects: Words for defects by class name; ``"*"`` stands for all classes. Each makes one more abnormal state.
+        defect_template: The state that a defect makes. Default: ``"{} with {defect}"``.
 
     Raises:
-        TypeError: If the class name or the domain is not a string.
-        ValueError: If ``domain`` is not one of auto, object, texture, or the class name is invalid.
+        TypeError: If a value has the wrong type.
+        ValueError: If a value is invalid.
+
+    Example:
+        >>> prompts = Prompts.load({"extends": "paper", "defects": ["scratch"], "nouns": {"01": "bearing"}})
+        >>> normal, abnormal = prompts.ensemble("01")
+        >>> len(normal), len(abnormal), abnormal[7]
+        (462, 528, 'a cropped industrial photo of the bearing with scratch')
+    """
+
+    normal_states: tuple[str, ...]
+    abnormal_states: tuple[str, ...]
+    templates: tuple[str, ...]
+    domains: Mapping[str, Sequence[str]] = field(hash=False)
+    auto: Mapping[str, str] = field(default_factory=dict, hash=False)
+    nouns: Mapping[str, str] = field(default_factory=dict, hash=False)
+    defects: Mapping[str, Sequence[str]] = field(default_factory=dict, hash=False)
+    defect_template: str = DEFECT_TEMPLATE
+
+    def __post_init__(self) -> None:
+        """Check all parts; lists become tuples."""
+        for name, value in read_parts(_without_empty(vars(self))).items():
+            object.__setattr__(self, name, _frozen(value))
+
+    @classmethod
+    def load(cls, prompts: "Prompts | str | Path | Mapping[str, Any] | None" = None) -> "Prompts":
+        """Return the prompts of a file or a mapping; docs/prompts.md explains its keys.
+
+        Args:
+            prompts: The path of a YAML file, a mapping with the keys of such a file, or prompts. Default: the paper's,
+                also called ``"paper"``.
+
+        Raises:
+            TypeError: If a value has the wrong type.
+            ValueError: If a file cannot be read, or a value is invalid. The message names file, line and key.
+        """
+        if isinstance(prompts, Prompts):
+            return prompts
+        is_paper = prompts is None or (isinstance(prompts, str) and prompts == PAPER)
+        return _paper() if is_paper else cls(**read_parts(prompts))
+
+    def to_dict(self) -> dict[str, Any] | None:
+        """Return strings, lists and dictionaries that :meth:`load` reads; ``None`` for the paper's prompts.
+
+        Example:
+            >>> Prompts.load().to_dict() is None
+            True
+        """
+        return None if self == _paper() else _plain(_without_empty(vars(self)))
+
+    def resolve_domain(self, class_name: str, domain: str = "auto") -> str:
+        """Return the domain of a class: for ``"auto"``, that of the class name or noun in ``auto``.
+
+        Args:
+            class_name: The class as the dataset spells it.
+            domain: One of ``domains``, or ``"auto"``, the default.
+
+        Raises:
+            TypeError: If the class name or the domain is not a string.
+            ValueError: If ``domain`` is not one of the domains, or the class name is invalid.
+        """
+        check_class_name(class_name)
+        known = ", ".join(map(shown, ["auto", *self.domains]))
+        msg = f"domain is {shown(domain)}, but must be one of {known}"
+        if not isinstance(domain, str):
+            raise TypeError(msg)
+        if domain == "auto":
+            return self.auto.get(class_name) or self.auto.get(self.noun(class_name)) or self.auto[OTHERS]
+        if domain not in self.domains:
+            raise ValueError(msg)
+        return domain
+
+    def noun(self, class_name: str) -> str:
+        """Return what sentences call a class."""
+        return self.nouns.get(class_name) or self.nouns.get(OTHERS, class_name)
+
+    def templates_of(self, domain: str) -> list[str]:
+        """Return the templates of a domain, phrase by phrase; ``{}`` is left for the state.
+
+        Example:
+            >>> templates = Prompts.load().templates_of("object")
+            >>> len(templates), templates[0], templates[21]
+            (66, 'a cropped industrial photo of the {}', 'an industrial photo of a {} for anomaly detection')
+        """
+        filled = [fill_phrase(template, phrase) for phrase in self.domains[domain] for template in self.templates]
+        # Without a phrase in it, a template is the same for all phrases.
+        return list(dict.fromkeys(filled))
+
+    def defect_states(self, class_name: str) -> dict[str, str]:
+        """Return the state that each defect of a class makes, by the word for the defect."""
+        own = self.defects.get(class_name) or self.defects.get(self.noun(class_name)) or ()
+        words = dict.fromkeys([*self.defects.get(OTHERS, ()), *own])
+        return {word: self.defect_template.replace("{defect}", word) for word in words}
+
+    def ensemble(self, class_name: str, domain: str = "auto") -> PromptEnsemble:
+        """Return all prompts of a class, for both states.
+
+        Args:
+            class_name: The class as the dataset spells it, e.g. ``"metal_nut"``. Unless it has a noun, it is put into
+                the sentences as it is.
+            domain: One of ``domains``, or ``"auto"``, the default.
+
+        Returns:
+            The sentences of both states, each in order; those of defects belong to the abnormal ones.
+
+        Raises:
+            TypeError: If the class name is not a string.
+            ValueError: If the class name is blank, or the domain is unknown.
+        """
+        templates = self.templates_of(self.resolve_domain(class_name, domain))
+        abnormal = [*self.abnormal_states, *self.defect_states(class_name).values()]
+        noun = self.noun(class_name)
+        return PromptEnsemble(_fill(templates, self.normal_states, noun), _fill(templates, abnormal, noun))
+
+    def defect_sentences(self, class_name: str, domain: str = "auto") -> dict[str, list[str]]:
+        """Return the prompts of each defect of a class, by the word for the defect.
+
+        Args:
+            class_name: The class as the dataset spells it.
+            domain: One of ``domains``, or ``"auto"``, the default.
+
+        Raises:
+            TypeError: If the class name is not a string.
+            ValueError: If the class name is blank, or the domain is unknown.
+
+        Example:
+            >>> prompts = Prompts.load({"extends": "paper", "defects": {"bottle": ["crack"]}})
+            >>> sentences = prompts.defect_sentences("bottle")["crack"]
+            >>> len(sentences), sentences[0], prompts.defect_sentences("nut")
+            (66, 'a cropped industrial photo of the bottle with crack', {})
+        """
+        templates, noun = self.templates_of(self.resolve_domain(class_name, domain)), self.noun(class_name)
+        return {word: _fill(templates, [state], noun) for word, state in self.defect_states(class_name).items()}
+
+    def origin(self, class_name: str, domain: str, sentence: str) -> tuple[str, str]:
+        """Return the template and the state that a sentence of a class's ensemble is made of."""
+        states = [*self.normal_states, *self.abnormal_states, *self.defect_states(class_name).values()]
+        templates, noun = self.templates_of(self.resolve_domain(class_name, domain)), self.noun(class_name)
+        return next(
+            (template, state)
+            for template in templates
+            for state in states
+            if _fill([template], [state], noun) == [sentence]
+        )
+
+
+def resolve_domain(class_name: str, domain: Domain = "auto") -> str:
+    """Return the domain of a class by the paper's prompts, see :meth:`Prompts.resolve_domain`.
 
     Example:
         >>> resolve_domain("leather"), resolve_domain("metal_nut"), resolve_domain("leather", "object")
         ('texture', 'object', 'object')
     """
-    check_class_name(class_name)
-    msg = f"domain is {shown(domain)}, but must be one of 'auto', 'object', 'texture'"
-    if not isinstance(domain, str):
-        raise TypeError(msg)
-    if domain == "auto":
-        return "texture" if class_name in MVTEC_TEXTURES else "object"
-    if domain not in DOMAIN_PHRASES:
-        raise ValueError(msg)
-    return domain
-
-
-def templates_for(phrase: str) -> list[str]:
-    """Return the 22 templates of a domain phrase; ``{}`` is left for the state and the class name.
-
-    Example:
-        >>> templates = templates_for("industrial photo")
-        >>> len(templates), templates[0], templates[-1]
-        (22, 'a cropped industrial photo of the {}', 'an industrial photo of a {} for anomaly detection')
-    """
-    article = "an" if phrase[0] in "aeiou" else "a"
-    return [shape.replace("{article}", article).replace("{phrase}", phrase) for shape in SHAPES]
+    return _paper().resolve_domain(class_name, domain)
 
 
 def prompt_ensemble(class_name: str, domain: Domain = "auto") -> PromptEnsemble:
-    """Return all prompts of a class, for both states.
-
-    Args:
-        class_name: The class as the dataset spells it, e.g. ``"metal_nut"``. It is put into the sentences as it is.
-        domain: Domain phrases to use: ``"object"``, ``"texture"`` or ``"auto"``, the default, which goes by the class
-            name (:func:`resolve_domain`).
+    """Return the paper's prompts of a class, see :meth:`Prompts.ensemble`.
 
     Returns:
         462 normal and 462 abnormal sentences in the published order, without a full stop.
-
-    Raises:
-        TypeError: If the class name or the domain is not a string.
-        ValueError: If the class name is invalid, or the domain is unknown.
 
     Example:
         >>> ensemble = prompt_ensemble("bottle")
         >>> len(ensemble.normal), len(ensemble.abnormal), ensemble.abnormal[0]
         (462, 462, 'a cropped industrial photo of the damaged bottle')
     """
-    phrases = DOMAIN_PHRASES[resolve_domain(class_name, domain)]
-    noun = CLASS_ALIASES.get(class_name, class_name)
-    templates = [template for phrase in phrases for template in templates_for(phrase)]
+    return _paper().ensemble(class_name, domain)
 
-    def fill(states: tuple[str, ...]) -> list[str]:
-        # The class name goes in last and by replace, so that braces in it stay as they are.
-        return [template.replace("{}", state).replace("{}", noun) for template in templates for state in states]
 
-    return PromptEnsemble(fill(NORMAL_STATES), fill(ABNORMAL_STATES))
+@cache
+def _paper() -> Prompts:
+    return Prompts(**read_parts(PAPER))
+
+
+def fill_phrase(template: str, phrase: str) -> str:
+    """Return a template with a phrase and its article put in; ``{}`` is left for the state.
+
+    Example:
+        >>> fill_phrase("{article} {phrase} of a {}", "industrial photo")
+        'an industrial photo of a {}'
+    """
+    article = "an" if phrase[0] in "aeiou" else "a"
+    return template.replace("{article}", article).replace("{phrase}", phrase)
+
+
+def _fill(templates: Sequence[str], states: Sequence[str], noun: str) -> list[str]:
+    # The class name goes in last and by replace, so that braces in it stay as they are.
+    return [template.replace("{}", state).replace("{}", noun) for template in templates for state in states]
+
+
+def _without_empty(parts: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in parts.items() if value != {}}
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _frozen(each) for name, each in value.items()}
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _plain(each) for name, each in value.items()}
+    return list(value) if isinstance(value, tuple) else value

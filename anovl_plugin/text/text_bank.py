@@ -4,6 +4,7 @@ Shapes: K prompts of both states together, C joint embedding width.
 """
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,9 +12,10 @@ from anomalib.models.components import DynamicBufferMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from anovl_plugin.config import shown
 from anovl_plugin.hosts.torch import Float32Buffers
-from anovl_plugin.text.prompts import Domain, PromptEnsemble, prompt_ensemble, resolve_domain
-from anovl_plugin.text.text_tower import TextTower
+from anovl_plugin.text.prompts import PromptEnsemble, Prompts
+from anovl_plugin.text.text_tower import PromptTooLongError, TextTower
 
 
 def state_embedding(embeddings: Tensor) -> Tensor:
@@ -43,7 +45,7 @@ class TextBank(DynamicBufferMixin, Float32Buffers):
         state_embeddings: Unit vectors of "normal" and "abnormal", shape (2, C); empty until built.
         prompt_embeddings: Each prompt's own unit vector, the normal ones first, shape (K, C); empty until built.
         class_name: The class the bank was built for; ``None`` until built.
-        domain: ``object`` or ``texture``, the wording of its prompts; ``None`` until built.
+        domain: The domain of its prompts, such as ``object``; ``None`` until built.
         prompts_hash: SHA-256 of the sentences; ``None`` until built.
     """
 
@@ -64,31 +66,31 @@ class TextBank(DynamicBufferMixin, Float32Buffers):
         """Whether the bank holds the embeddings of a class."""
         return self.class_name is not None
 
-    def is_for(self, class_name: str, domain: Domain) -> bool:
-        """Return whether the bank was built for this class and domain."""
-        return self.class_name == class_name and self.domain == resolve_domain(class_name, domain)
+    def is_for(self, class_name: str, domain: str, prompts: Prompts | None = None) -> bool:
+        """Return whether the bank was built for this class and domain, and from the very sentences of the prompts."""
+        prompts = Prompts.load(prompts)
+        return (
+            self.class_name == class_name
+            and self.domain == prompts.resolve_domain(class_name, domain)
+            and self.prompts_hash == hash_prompts(prompts.ensemble(class_name, domain))
+        )
 
-    def build(self, tower: TextTower, class_name: str, domain: Domain = "auto") -> None:
+    def build(self, tower: TextTower, class_name: str, domain: str = "auto", prompts: Prompts | None = None) -> None:
         """Fill the bank with the embeddings of a class's prompts, on the device of the text tower.
 
         Args:
             tower: The text side of the CLIP.
             class_name: What the images show, as the dataset spells it.
-            domain: Wording of the prompts. Default: ``auto``, by class name.
+            domain: Domain of the prompts. Default: ``auto``, by class name.
+            prompts: What prompts are made of. Default: the paper's.
 
         Raises:
+            PromptTooLongError: If a sentence does not fit into the tower's context.
             ValueError: If the class name or the domain is invalid, or the embeddings are not finite.
         """
-        ensemble = prompt_ensemble(class_name, domain)
-        # Lightning calls this in inference mode; inference tensors cannot be loaded into later.
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast(tower.device.type, enabled=False):
-            normal, abnormal = tower.encode(ensemble.normal), tower.encode(ensemble.abnormal)
-            states = torch.stack([state_embedding(normal), state_embedding(abnormal)])
-            prompts = F.normalize(torch.cat([normal, abnormal]), dim=-1)
-        _check_finite(states, prompts, f"of {class_name!r}")
-        self.state_embeddings, self.prompt_embeddings = states, prompts
-        self.class_name, self.domain = class_name, resolve_domain(class_name, domain)
-        self.prompts_hash = hash_prompts(ensemble)
+        (bank,) = build_text_banks(tower, [class_name], domain, prompts)
+        self.set_extra_state(bank.get_extra_state())
+        self.state_embeddings, self.prompt_embeddings = bank.state_embeddings, bank.prompt_embeddings
 
     def copy(self) -> "TextBank":
         """Return a copy of the bank with tensors of its own; ordinary ones if made outside of inference mode."""
@@ -105,6 +107,64 @@ class TextBank(DynamicBufferMixin, Float32Buffers):
         """Restore the identity of the bank from the state dict."""
         self.class_name, self.domain = state["class_name"], state["domain"]
         self.prompts_hash = state["prompts_hash"]
+
+
+def build_text_banks(
+    tower: TextTower, class_names: Sequence[str], domain: str = "auto", prompts: Prompts | None = None
+) -> list[TextBank]:
+    """Return the text banks of several classes; sentences that they share are encoded once.
+
+    Args:
+        tower: The text side of the CLIP.
+        class_names: What the images show, as the dataset spells it.
+        domain: Domain of the prompts. Default: ``auto``, by class name.
+        prompts: What prompts are made of. Default: the paper's.
+
+    Raises:
+        PromptTooLongError: If a sentence does not fit into the tower's context.
+        ValueError: If a class name or the domain is invalid, or embeddings are not finite.
+    """
+    prompts = Prompts.load(prompts)
+    ensembles = [prompts.ensemble(class_name, domain) for class_name in class_names]
+    # Lightning calls this in inference mode; inference tensors cannot be loaded into later.
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(tower.device.type, enabled=False):
+        try:
+            embeddings = tower.encode([sentence for ensemble in ensembles for state in ensemble for sentence in state])
+        except PromptTooLongError as error:
+            sentence, length = error.prompt, error.context_length
+            at = next(at for at, ensemble in enumerate(ensembles) if any(sentence in state for state in ensemble))
+            remedy = _what_to_shorten(tower, prompts, class_names[at], domain, sentence)
+            raise PromptTooLongError(sentence, length, remedy) from None
+        sizes = [len(state) for ensemble in ensembles for state in ensemble]
+        of_states = embeddings.split(sizes)
+        return [
+            _bank(class_name, prompts.resolve_domain(class_name, domain), ensemble, normal, abnormal)
+            for class_name, ensemble, normal, abnormal in zip(
+                class_names, ensembles, of_states[::2], of_states[1::2], strict=True
+            )
+        ]
+
+
+def _bank(class_name: str, domain: str, ensemble: PromptEnsemble, normal: Tensor, abnormal: Tensor) -> TextBank:
+    bank = TextBank()
+    bank.state_embeddings = torch.stack([state_embedding(normal), state_embedding(abnormal)])
+    bank.prompt_embeddings = F.normalize(torch.cat([normal, abnormal]), dim=-1)
+    _check_finite(bank.state_embeddings, bank.prompt_embeddings, f"of {class_name!r}")
+    bank.class_name, bank.domain, bank.prompts_hash = class_name, domain, hash_prompts(ensemble)
+    return bank
+
+
+def _what_to_shorten(tower: TextTower, prompts: Prompts, class_name: str, domain: str, sentence: str) -> str:
+    """Return what to do about a sentence that is too long: the class name is, or else what it is put into."""
+    noun = prompts.noun(class_name)
+    try:
+        tower.tokenize([sentence.replace(noun, "object")])
+    except PromptTooLongError:
+        template, state = prompts.origin(class_name, domain, sentence)
+        return f"shorten its template {shown(template)} or its state {shown(state)}"
+    if noun != class_name:
+        return f"use a shorter noun for class_name {shown(class_name)}"
+    return "use a shorter class_name"
 
 
 def _check_finite(states: Tensor, prompts: Tensor, whose: str) -> None:

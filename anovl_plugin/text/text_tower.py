@@ -3,14 +3,34 @@
 Shapes: K sentences, L context length, C joint embedding width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import open_clip
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from tqdm import tqdm
 
 from anovl_plugin.hosts.open_clip import is_causal, shorter_context
+
+Tokenizer = Callable[[list[str]], Tensor]
+
+
+class PromptTooLongError(ValueError):
+    """A sentence is longer than a text tower's context.
+
+    Args:
+        prompt: The sentence.
+        context_length: How many tokens the tower reads.
+        remedy: What to do. Defaults to ``"shorten it"``.
+    """
+
+    def __init__(self, prompt: str, context_length: int, remedy: str = "shorten it") -> None:
+        self.prompt = prompt
+        self.context_length = context_length
+        super().__init__(
+            f"the prompt {prompt[:200]!r} is longer than the {context_length} tokens this text tower reads; {remedy}"
+        )
 
 
 class TextTower(nn.Module):
@@ -21,7 +41,7 @@ class TextTower(nn.Module):
         tokenizer: Turns a list of sentences into token ids (K, L), as ``open_clip.get_tokenizer`` returns it.
     """
 
-    def __init__(self, clip: nn.Module, tokenizer: Callable[[list[str]], Tensor]) -> None:
+    def __init__(self, clip: open_clip.CLIP | open_clip.CustomTextCLIP, tokenizer: Tokenizer) -> None:
         super().__init__()
         self.clip = clip
         self.tokenizer = tokenizer
@@ -39,51 +59,60 @@ class TextTower(nn.Module):
         """Turn sentences into token ids (K, L).
 
         Raises:
-            ValueError: If a sentence does not fit into the tower's context.
+            PromptTooLongError: If a sentence does not fit into the tower's context.
         """
         tokens = self.tokenizer(prompts)
         truncated = next((prompts[row] for row in self._full_rows(tokens) if self._is_truncated(prompts[row])), None)
         if truncated is not None:
-            msg = (
-                f"the prompt {truncated[:200]!r} is longer than the {tokens.shape[1]} tokens this text tower reads; "
-                "use a shorter class_name"
-            )
-            raise ValueError(msg)
+            raise PromptTooLongError(truncated, tokens.shape[1])
         return tokens
 
-    def encode(self, prompts: list[str], batch_size: int = 256, *, truncate_context: bool = True) -> Tensor:
+    def encode(self, prompts: Sequence[str], batch_size: int = 64, *, truncate_context: bool = True) -> Tensor:
         """Embed sentences.
 
-        A causal tower never looks past the end token, so the context is truncated to the longest sentence: the same
-        embeddings in a fraction of the time.
+        A causal tower never looks past the end token, so the sentences are sorted by length, and the context of each
+        batch is truncated to its longest: the same embeddings in a fraction of the time. A sentence that is there more
+        than once is encoded once. A progress bar appears on a terminal if this takes more than a second.
 
         Args:
             prompts: K sentences.
-            batch_size: How many are encoded at once. Defaults to 256.
+            batch_size: How many are encoded at once. Defaults to 64.
             truncate_context: Truncate the context where the tower is causal. Defaults to ``True``.
 
         Returns:
             Embeddings (K, C), float32, on the tower's device, not normalized.
 
         Raises:
-            ValueError: If a sentence does not fit into the tower's context, or an embedding is not finite.
+            PromptTooLongError: If a sentence does not fit into the tower's context.
+            ValueError: If an embedding is not finite.
         """
-        tokens = self.tokenize(prompts).to(self.device)
-        overrides: dict[str, Tensor] = {}
-        if truncate_context and is_causal(self.clip):
-            length = int(tokens.argmax(1).max()) + 1
-            tokens = tokens[:, :length]
-            overrides = {f"clip.{name}": tensor for name, tensor in shorter_context(self.clip, length).items()}
-        parts = [functional_call(self, overrides, (part,)) for part in tokens.split(batch_size)]
-        embeddings = torch.cat(parts).float()
+        rows = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
+        distinct = list(rows)
+        tokens = self.tokenize(distinct)
+        truncate = truncate_context and is_causal(self.clip)
+        lengths = tokens.argmax(1) + 1 if truncate else torch.full((len(tokens),), tokens.shape[1])
+        order = lengths.argsort(stable=True)
+        parts = []
+        with tqdm(total=len(distinct), desc="prompts", delay=1, leave=False, disable=_is_silent()) as bar:
+            for part in order.split(batch_size):
+                parts.append(self._encode_tokens(tokens[part].to(self.device), int(lengths[part].max())))
+                bar.update(len(part))
+        embeddings = torch.cat(parts).float()[order.argsort().to(self.device)]
         broken = (~embeddings.isfinite().all(1)).nonzero().flatten().tolist()
         if broken:
             msg = (
-                f"the text tower gives NaN or infinite values for {len(broken)} of {len(prompts)} prompts, first "
-                f"{prompts[broken[0]][:200]!r}; use undamaged weights"
+                f"the text tower gives NaN or infinite values for {len(broken)} of {len(distinct)} prompts, first "
+                f"{distinct[broken[0]][:200]!r}; use undamaged weights"
             )
             raise ValueError(msg)
-        return embeddings
+        return embeddings[torch.tensor([rows[prompt] for prompt in prompts], device=self.device)]
+
+    def _encode_tokens(self, tokens: Tensor, length: int) -> Tensor:
+        """Embed token ids (K, L) as vectors (K, C), reading only the first tokens."""
+        overrides: dict[str, Tensor] = {}
+        if length < tokens.shape[1]:
+            overrides = {f"clip.{name}": tensor for name, tensor in shorter_context(self.clip, length).items()}
+        return functional_call(self, overrides, (tokens[:, :length],))
 
     def _full_rows(self, tokens: Tensor) -> list[int]:
         """Return the rows that a sentence fills, or more than fills: only these can be truncated."""
@@ -147,3 +176,9 @@ class LazyTextTower:
     def __getstate__(self) -> dict[str, object]:
         """Return the state of a copy or pickle: without the tower."""
         return {"_load": self._load, "_tower": None}
+
+
+def _is_silent() -> bool | None:
+    """Return whether to show no progress: where another process shows it, or, ``None``, where there is no terminal."""
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return True if distributed and torch.distributed.get_rank() else None

@@ -194,7 +194,7 @@ def _build_image_tower(config: Mapping[str, Any], backbone: str) -> VisionTransf
     return visual
 
 
-def _build(config: dict[str, Any], backbone: str, side: str) -> nn.Module:
+def _build(config: dict[str, Any], backbone: str, side: str) -> open_clip.CLIP | open_clip.CustomTextCLIP:
     is_custom = config.pop("custom_text", False) or config["text_cfg"].get("hf_model_name")
     try:
         with _uninitialized():

@@ -183,7 +183,7 @@ def _load_tokenizer(backbone: str, model: dict[str, Any]) -> Callable[[list[str]
         raise BackboneError(msg) from None
 
 
-def _warn_of_normalization(backbone: str, pretrained: str | None) -> None:
+def _warn_of_normalization(backbone: str, pretrained: str) -> None:
     if not brings_weights(backbone) and len(known_normalizations(backbone, pretrained)) > 1:
         logger.warning(
             "The weights known for %s use different normalizations; OpenAI's is used for %s. Set a pre_processor if "

@@ -61,7 +61,7 @@ class BackboneSpec(NamedTuple):
         return _pair(self.config["vision_cfg"].get("patch_size", 16))
 
 
-def check_source(backbone: str, pretrained: str | Path | None) -> tuple[str, str | None]:
+def check_source(backbone: str, pretrained: str | Path | None) -> tuple[str, str]:
     """Raise if no CLIP can come from a backbone and its weights; nothing is downloaded, and no weights are read.
 
     Args:
@@ -86,8 +86,7 @@ def check_source(backbone: str, pretrained: str | Path | None) -> tuple[str, str
         raise TypeError(msg)
     pretrained = None if pretrained is None else str(pretrained)
     if not brings_weights(backbone):
-        _check_architecture(backbone, pretrained)
-        return backbone, pretrained
+        return backbone, _check_architecture(backbone, pretrained)
     if pretrained not in {None, DEFAULT_PRETRAINED}:
         msg = (
             f"pretrained is {brief(pretrained)}, but backbone {brief(backbone)} brings its own weights; leave "
@@ -132,15 +131,13 @@ def read_model_config(backbone: str) -> tuple[dict[str, Any], dict[str, Any]]:
         try:
             path = download_from_hub(backbone.removeprefix(_HUB), _CONFIG)
         except Exception as error:  # noqa: BLE001 - the hub's client fails in many ways
-            raise cannot_download(backbone, None, error) from None
+            raise cannot_download(backbone, DEFAULT_PRETRAINED, error) from None
     else:
         path = _folder(backbone) / _CONFIG
     return _parse_config(backbone, path)
 
 
-def spec_of(
-    backbone: str, pretrained: str | None, model: Mapping[str, Any], preprocessing: Mapping[str, Any]
-) -> BackboneSpec:
+def spec_of(backbone: str, pretrained: str, model: Mapping[str, Any], preprocessing: Mapping[str, Any]) -> BackboneSpec:
     """Return the spec of a checked backbone from its configurations."""
     config = {key: model[key] for key in ("embed_dim", "vision_cfg")} | {"quick_gelu": bool(model.get("quick_gelu"))}
     if not brings_weights(backbone):
@@ -153,7 +150,7 @@ def spec_of(
     )
 
 
-def known_normalizations(backbone: str, pretrained: str | None) -> set[tuple[tuple, tuple]]:
+def known_normalizations(backbone: str, pretrained: str) -> set[tuple[tuple, tuple]]:
     """Return the mean and standard deviation that a tag's images are normalized with.
 
     A weights file carries no normalization: of one, return those of all known weights of its architecture.
@@ -165,7 +162,7 @@ def known_normalizations(backbone: str, pretrained: str | None) -> set[tuple[tup
     return {(tuple(c.get("mean") or _OPENAI[0]), tuple(c.get("std") or _OPENAI[1])) for c in configs} or {_OPENAI}
 
 
-def find_weights(backbone: str, pretrained: str | None) -> Path:
+def find_weights(backbone: str, pretrained: str) -> Path:
     """Return the weights file of a checked backbone, downloaded if it has to be.
 
     Raises:
@@ -184,7 +181,7 @@ def find_weights(backbone: str, pretrained: str | None) -> Path:
         raise cannot_download(backbone, pretrained, error) from None
 
 
-def cannot_download(backbone: str, pretrained: str | None, error: Exception) -> BackboneError:
+def cannot_download(backbone: str, pretrained: str, error: Exception) -> BackboneError:
     """Return the error that says what to do when something cannot be downloaded."""
     if backbone.startswith(_HUB):
         source = ""
@@ -207,8 +204,8 @@ def cannot_download(backbone: str, pretrained: str | None, error: Exception) -> 
     )
 
 
-def _check_architecture(backbone: str, pretrained: str | None) -> None:
-    """Fail before downloading if the request is invalid or would load mismatched weights."""
+def _check_architecture(backbone: str, pretrained: str | None) -> str:
+    """Return the tag or file; raise before downloading if it is invalid or would load mismatched weights."""
     config = open_clip.get_model_config(backbone) if backbone else None
     if config is None:
         raise unsupported(backbone, "unknown to open_clip")
@@ -220,7 +217,7 @@ def _check_architecture(backbone: str, pretrained: str | None) -> None:
     tags = open_clip.list_pretrained_tags_by_model(backbone)
     if pretrained in tags:
         _check_activation(backbone, pretrained, config)
-        return
+        return pretrained
     try:
         is_file = Path(pretrained).is_file()
     except (OSError, ValueError):  # too long for a file's name, or with a null character in it
@@ -232,6 +229,7 @@ def _check_architecture(backbone: str, pretrained: str | None) -> None:
             f"{', '.join(tags[:_SHOWN_TAGS]) or 'there are none'}{more}"
         )
         raise BackboneError(msg)
+    return pretrained
 
 
 def _check_activation(backbone: str, tag: str, config: Mapping[str, Any]) -> None:

@@ -15,9 +15,10 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from open_clip.transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
+
+from anovl_plugin.hosts.open_clip import ResidualAttentionBlock, VisionTransformer
 
 
 class VisionTokens(NamedTuple):
@@ -48,7 +49,9 @@ def embed_patches(visual: VisionTransformer, images: Tensor) -> Tensor:
     return visual.ln_pre(tokens)
 
 
-def attention_residuals(block: nn.Module, tokens: Tensor, num_queries: int | None = None) -> tuple[Tensor, Tensor]:
+def attention_residuals(
+    block: ResidualAttentionBlock, tokens: Tensor, num_queries: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Return what one block's attention adds to the original path and to the value-wise path.
 
     Args:
@@ -64,7 +67,9 @@ def attention_residuals(block: nn.Module, tokens: Tensor, num_queries: int | Non
     return attend(block, q, k, v), attend(block, v, v, v)
 
 
-def queries_keys_values(block: nn.Module, tokens: Tensor, num_queries: int | None) -> tuple[Tensor, Tensor, Tensor]:
+def queries_keys_values(
+    block: ResidualAttentionBlock, tokens: Tensor, num_queries: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return the queries of the first M tokens (all if ``None``) and the keys and values of all, by heads."""
     attention = block.attn
     normed = block.ln_1(tokens)
@@ -82,13 +87,13 @@ def queries_keys_values(block: nn.Module, tokens: Tensor, num_queries: int | Non
     return q, k, v
 
 
-def attend(block: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attend(block: ResidualAttentionBlock, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Return W_o softmax(q kᵀ/√d) v, shape (B, M, D), for queries, keys and values split by heads."""
     values = F.scaled_dot_product_attention(q, k, v)
     return block.ls_1(block.attn.out_proj(values.transpose(1, 2).flatten(2)))
 
 
-def add_feed_forward(block: nn.Module, tokens: Tensor) -> Tensor:
+def add_feed_forward(block: ResidualAttentionBlock, tokens: Tensor) -> Tensor:
     """Return y + MLP(LN₂(y)), the second half of a block's original path."""
     return tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
 
@@ -162,7 +167,7 @@ def value_wise_forward(visual: VisionTransformer, images: Tensor) -> VisionToken
     return VisionTokens(to_joint_space(visual, tokens[:, 0]), to_joint_space(visual, value_wise[:, 1:]))
 
 
-def _blocks(visual: VisionTransformer) -> Iterator[tuple[nn.Module, int | None]]:
+def _blocks(visual: VisionTransformer) -> Iterator[tuple[ResidualAttentionBlock, int | None]]:
     # Only the class token of the last block's original path is used.
     blocks = visual.transformer.resblocks
     for index, block in enumerate(blocks):

@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from reprlib import Repr
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -211,7 +212,7 @@ def _unwrap(path: Path, content: object) -> dict[str, object]:
     return {name: value for name, value in content.items() if name not in _NOT_WEIGHTS}
 
 
-def _check_tensors(path: Path, content: dict[str, object]) -> dict[str, Tensor]:
+def _check_tensors(path: Path, content: dict[str, Any]) -> dict[str, Tensor]:
     for name, value in content.items():
         if not isinstance(value, Tensor):
             raise _error(path, f"holds {_kind(value)} under {brief(name)}, not a tensor; save the state dict alone")

@@ -62,7 +62,7 @@ class Setting(NamedTuple):
     def model(self, **options: object) -> AnoVLModel:
         """Make a model with a text bank."""
         model = AnoVLModel(pretrained=self.weights, class_name=CLASS_NAME, **options).eval().to(self.device)
-        model.visual.to(self.dtype)
+        model.image_tower.to(self.dtype)
         return model
 
     def images(self, count: int, size: int = 240) -> Tensor:
@@ -93,7 +93,7 @@ def make_winclip() -> WinClipModel:
 def bench_forward(setting: Setting) -> Iterator[Line]:
     """Compare the training-free map with plain image encoding, and WinClip with the training-free map."""
     model, images = setting.model(), setting.images(BATCH)
-    times = in_turns(lambda: model(images), lambda: model.visual(images), setting.rounds)
+    times = in_turns(lambda: model(images), lambda: model.image_tower.visual(images), setting.rounds)
     yield ratio("training-free map ÷ plain image encoding", times, BATCH, "≤ 1.15")
     winclip = make_winclip().to(setting.device, setting.dtype)
     times = in_turns(lambda: winclip(images), lambda: model(images), 1)
@@ -128,7 +128,7 @@ def bench_views(setting: Setting) -> Iterator[Line]:
     model, images = setting.model(image_score=GlobalScore("paper")), setting.images(BATCH)
     count = len(model.image_score.image_views)
     # As many plain passes as views, so that both sides last as long and average over the machine's moods alike.
-    times = in_turns(lambda: model(images), lambda: [model.visual(images) for _ in range(count)], 1)
+    times = in_turns(lambda: model(images), lambda: [model.image_tower.visual(images) for _ in range(count)], 1)
     plain = Times(times.first, times.second / count, times.spread)
     yield ratio(f"{count} views and map ÷ plain image encoding", plain, BATCH, "≤ 22.5")
 
@@ -162,11 +162,11 @@ def bench_adaptation(setting: Setting) -> Iterator[Line]:
     model, images = setting.model(), setting.images(2 * BATCH)
     adapter, count, bank = TextAdapter(), len(images), model.text_bank
     with torch.no_grad():
-        tokens = value_wise_forward(model.visual, images).patch_tokens.float()
+        tokens = value_wise_forward(model.image_tower.visual, images).patch_tokens.float()
 
     @torch.no_grad()
     def encode() -> Tensor:
-        return model.visual(images)
+        return model.image_tower.visual(images)
 
     times = in_turns(lambda: adapt_tokens(adapter, tokens, bank), encode, max(1, setting.rounds // 3))
     yield ratio("text adapter ÷ plain image encoding", times, count, "≤ 0.35")

@@ -71,7 +71,7 @@ def noisy_bank(width: int, count: int) -> TextBank:
 def make_model(weights: str, **options: object) -> AnoVLModel:
     """Make a model with a text bank of noise."""
     model = AnoVLModel(pretrained=weights, **options).eval()
-    model.text_bank = noisy_bank(model.visual.output_dim, USUAL_PROMPTS)
+    model.text_bank = noisy_bank(model.image_tower.visual.output_dim, USUAL_PROMPTS)
     model.adopt_text_bank("noise", "object")
     return model
 
@@ -100,8 +100,12 @@ def of_prompts(weights: str, count: int) -> Pair:
     """Encode so many prompts against 924."""
     loaded = load_backbone(DEFAULT_BACKBONE, weights)
     tower = TextTower(loaded.clip, loaded.tokenizer)
-    prompts = ["a close-up industrial photo of the damaged bottle"] * count
-    return Pair(lambda: tower.encode(prompts), lambda: tower.encode(prompts[:1] * USUAL_PROMPTS), count, USUAL_PROMPTS)
+    # Different ones of one length: four digits are four tokens.
+    numbers = range(1000, 1000 + max(count, USUAL_PROMPTS))
+    prompts = [f"a close-up industrial photo of damaged bottle {number}" for number in numbers]
+    return Pair(
+        lambda: tower.encode(prompts[:count]), lambda: tower.encode(prompts[:USUAL_PROMPTS]), count, USUAL_PROMPTS
+    )
 
 
 def of_adapter(_: str, count: int) -> Pair:

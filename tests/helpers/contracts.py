@@ -35,6 +35,7 @@ from anovl_plugin import (
     prompt_ensemble,
 )
 from anovl_plugin.demo import DemoSurfaces
+from anovl_plugin.text.prompts import Prompts
 from anovl_plugin.vision.architecture import DEMO_FOLDER
 from anovl_plugin.vision.views import PAPER, parse_view, parse_views
 from tests.helpers.adaptations import Center
@@ -281,10 +282,23 @@ CLASS_NAME = Kind(
     ("bottle", "metal_nut", "Schraube äöü", "部品", "{}", "x" * 1000, "x" * 1001),
 )
 DOMAIN = choice(("auto", "object", "texture"), "must be one of 'auto', 'object', 'texture'")
+OWN_PROMPTS = {"extends": "paper", "defects": ["scratch"]}
+PROMPTS = Kind(
+    lambda value: value is None or isinstance(value, str | Path | Mapping | Prompts),
+    lambda value: value is None or value in ("paper", OWN_PROMPTS) or isinstance(value, Prompts),
+    (
+        "must be a YAML file, 'paper' or a mapping",
+        "pass a YAML file, 'paper' or a mapping",
+        "use one of",
+        "write it, or",
+    ),
+    ("paper", OWN_PROMPTS, Prompts.load(OWN_PROMPTS), {"extends": "paper", "states": []}, ["paper"]),
+)
 MODEL = {
     "backbone": BACKBONE,
     "class_name": CLASS_NAME.or_none(),
     "domain": DOMAIN,
+    "prompts": PROMPTS,
     "pretrained": PRETRAINED_OF_DEMO,
     "image_size": IMAGE_SIZE.or_none(),
     "image_score": IMAGE_SCORE,

@@ -124,8 +124,8 @@ class Vision:
         return torch.einsum("ld,od->lo", x, self.weight(weight)) + self.weight(bias)
 
     def norm(self, x: Tensor, key: str) -> Tensor:
-        centred = x - x.mean(dim=-1, keepdim=True)
-        scaled = centred / torch.sqrt((centred**2).mean(dim=-1, keepdim=True) + 1e-5)
+        centered = x - x.mean(dim=-1, keepdim=True)
+        scaled = centered / torch.sqrt((centered**2).mean(dim=-1, keepdim=True) + 1e-5)
         return scaled * self.weight(f"{key}.weight") + self.weight(f"{key}.bias")
 
     def scale(self, x: Tensor, key: str) -> Tensor:

@@ -33,7 +33,7 @@ def between(channel: list[list[float]], x: float, y: float) -> float:
 
 
 def warp(image: Tensor, theta: list[list[float]]) -> Tensor:
-    """Fill each pixel (u, v) with what lies at theta (u, v, 1); -1 and 1 are the centres of the border pixels."""
+    """Fill each pixel (u, v) with what lies at theta (u, v, 1); -1 and 1 are the centers of the border pixels."""
     last, places = image.shape[-1] - 1, []
     for row in range(last + 1):
         for column in range(last + 1):
@@ -60,7 +60,7 @@ def flipped(image: Tensor) -> Tensor:
     return torch.stack([image[..., len(columns) - 1 - column] for column in columns], dim=-1).double()
 
 
-def grey(image: Tensor) -> Tensor:
+def gray(image: Tensor) -> Tensor:
     red, green, blue = image.double()
     return torch.stack(3 * [0.299 * red + 0.587 * green + 0.114 * blue])
 
@@ -70,7 +70,7 @@ def views(image: Tensor) -> Tensor:
     result = [image.double()]
     result += [turned(image, angle) for angle in ANGLES]
     result += [moved(image, x, y) for x, y in SHIFTS]
-    result += [flipped(image), grey(image)]
+    result += [flipped(image), gray(image)]
     result += [torch.rot90(image.double(), turns, (1, 2)) for turns in (1, 2, 3)]
     return torch.stack(result)
 

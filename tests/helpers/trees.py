@@ -13,7 +13,7 @@ NUM_IMAGES = 8
 
 
 def draw(rng: Generator, *, faulty: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a grey-green noise image and, where it is faulty, a bright square on it, with the square's mask."""
+    """Draw a gray-green noise image and, where it is faulty, a bright square on it, with the square's mask."""
     image = rng.integers(60, 120, (SIDE, SIDE, 3), dtype=np.uint8)
     mask = np.zeros((SIDE, SIDE), np.uint8)
     if faulty:

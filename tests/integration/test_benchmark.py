@@ -183,7 +183,9 @@ def test_winclip_has_the_clip_that_it_is_given(images, tmp_path):
     model = BenchmarkWinClip(backbone="anovl-demo", domain=None)
     ours = AnoVL(**DEMO)
     ours.load()
-    torch.testing.assert_close(model.model.clip.visual.state_dict(), ours.model.visual.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(
+        model.model.clip.visual.state_dict(), ours.model.image_tower.visual.state_dict(), rtol=0, atol=0
+    )
     assert model.input_size == (96, 96)
     own, other = (m.pre_processor.transform.transforms[1] for m in (model, ours))
     assert (own.mean, own.std) == (other.mean, other.std)

@@ -14,7 +14,7 @@ from anomalib.pre_processing import PreProcessor
 from safetensors.torch import load_file, save_file
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
-from anovl_plugin import AnoVL, LinearAdapter, ZeroShotPostProcessor, torch_model
+from anovl_plugin import AnoVL, LinearAdapter, ZeroShotPostProcessor
 from anovl_plugin.components.checkpoint import CheckpointError
 from anovl_plugin.scoring.image_score import CombinedScore, GlobalScore, MapScore
 from anovl_plugin.vision import backbone as backbones
@@ -25,6 +25,7 @@ from tests.helpers.runs import Predictions, assert_same, quiet_engine, run_predi
 SETTINGS = {
     "class_name": {"class_name": "bolt"},
     "domain": {"domain": "texture"},
+    "prompts": {"prompts": {"extends": "paper", "defects": ["scratch"], "nouns": {"bottle": "flask"}}},
     "image_size": {"image_size": (48, 24)},
     "image_score": {"image_score": MapScore(0.5)},
     "views": {"image_score": GlobalScore(["image", "flip"])},
@@ -114,7 +115,7 @@ def test_a_checkpoint_of_a_checkpoint_is_the_same(write, bare, bottles, tmp_path
     assert_same(found, written.predictions)
 
 
-def test_a_self_contained_checkpoint_needs_no_source(weights_of, bottles, bare, tmp_path, monkeypatch):
+def test_a_self_contained_checkpoint_needs_no_source(weights_of, bottles, bare, tmp_path, replace_loading):
     moved = shutil.copy(weights_of("tiny-square"), tmp_path / "moved.safetensors")
     model = AnoVL("tiny-square", pretrained=moved, save_backbone=True, image_size=(48, 24), visualizer=False)
     run_test(model, tmp_path / "test", bottles())
@@ -125,7 +126,7 @@ def test_a_self_contained_checkpoint_needs_no_source(weights_of, bottles, bare, 
     def fail(*_, **__):
         pytest.fail("the CLIP was loaded from its source")
 
-    monkeypatch.setattr(torch_model, "load_backbone", fail)
+    replace_loading(fail)
     found = run_predict(AnoVL(visualizer=False), tmp_path / "two", data_path=bare, ckpt_path=checkpoint)
     assert_same(found, expected)
     loaded = AnoVL.load_from_checkpoint(checkpoint, visualizer=False)
@@ -152,25 +153,25 @@ def test_weights_that_are_gone_are_one_line(weights_of, bottles, bare, tmp_path)
     assert_same(run_predict(elsewhere, tmp_path / "two", data_path=bare, ckpt_path=checkpoint), expected)
 
 
-def test_nothing_of_the_text_side_is_loaded_for_a_checkpoint(plain, bare, tmp_path, monkeypatch):
-    load, calls = torch_model.load_backbone, []
+def test_nothing_of_the_text_side_is_loaded_for_a_checkpoint(plain, bare, tmp_path, replace_loading):
+    calls = []
 
     def spy(*arguments, image=True, text=True):
         calls.append((image, text))
-        return load(*arguments, image=image, text=text)
+        return backbones.load_backbone(*arguments, image=image, text=text)
 
-    monkeypatch.setattr(torch_model, "load_backbone", spy)
+    replace_loading(spy)
     run_predict(AnoVL(visualizer=False), tmp_path, data_path=bare, ckpt_path=plain.path)
     assert calls == [(True, False)]
     AnoVL.load_from_checkpoint(plain.path)
     assert calls == [(True, False)] * 2
 
 
-def test_the_constructor_loads_nothing(weights_of, monkeypatch):
+def test_the_constructor_loads_nothing(weights_of, replace_loading):
     def fail(*_, **__):
         pytest.fail("weights were loaded")
 
-    monkeypatch.setattr(torch_model, "load_backbone", fail)
+    replace_loading(fail)
     model = AnoVL("tiny-square", pretrained=weights_of("tiny-square"), class_name="bolt")
     assert model.input_size == (32, 32)
     assert AnoVL().model.image_size == (240, 240)
@@ -181,6 +182,10 @@ CONTRADICTIONS = {
     "domain": (
         {"domain": "texture"},
         "^domain is 'texture', but the checkpoint was made with 'object'; leave domain out",
+    ),
+    "prompts": (
+        {"prompts": {"extends": "paper", "defects": ["crack"]}},
+        "^prompts is {'normal_states.*, but the checkpoint was made with None; leave prompts out",
     ),
     "image_size": (
         {"image_size": 40},

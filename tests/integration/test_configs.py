@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from anovl_plugin.demo.datamodule import make_category
-from anovl_plugin.text.prompts import DOMAIN_PHRASES
-from tests.integration.test_documentation import ReadingCLI, run
+from anovl_plugin.text.prompts import Prompts
+from tests.helpers.commands import ReadingCLI, run
 
 FOLDER = Path(__file__).parents[2] / "configs"
 CONFIGS = sorted(FOLDER.glob("*.yaml"))
@@ -39,7 +39,7 @@ def test_command_of_header(path, monkeypatch):
     assert f"configs/{path.name}" in command
     config = ReadingCLI(command[1:], run=False).config[command[1]]
     assert config.model.class_path.rsplit(".", 1)[-1] == "AnoVL"
-    assert config.model.init_args.domain in {"auto", *DOMAIN_PHRASES}
+    assert config.model.init_args.domain in {"auto", *Prompts.load().domains}
     assert config.data is not None
 
 

@@ -1,19 +1,15 @@
 """Every command that the README, the docs and the configs show is a command that works."""
 
-import os
 import re
 import runpy
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from anomalib.cli.cli import AnomalibCLI
 
-ROOT = Path(__file__).parents[2]
-# This one is run as a whole, see tests/integration/test_guide.py.
-GUIDE = ROOT / "docs" / "first_prediction.md"
+from tests.helpers.commands import GUIDE, ROOT, ReadingCLI, run
+
 PAGES = [
     ROOT / "README.md",
     *sorted({*(ROOT / "docs").glob("*.md")} - {GUIDE}),
@@ -42,13 +38,6 @@ OF_ANOMALIB = [command for command in COMMANDS if command.startswith("anomalib "
 RUN = [command for command in OF_ANOMALIB if "anovl-demo" in command or "configs/demo" in command]
 
 
-def run(words: list[str], folder: Path) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
-    scripts = Path(sys.executable).parent
-    words = [str(scripts / words[0]), *words[1:]] if words[0] in {"anomalib", "python"} else words
-    return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-
-
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
@@ -64,16 +53,6 @@ def test_commands_are_found():
 def test_make_has_the_target(command):
     done = subprocess.run(["make", "-n", *command.split()[1:]], cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S607
     assert done.returncode == 0, done.stderr
-
-
-class ReadingCLI(AnomalibCLI):
-    """Reads the command line and makes nothing of it."""
-
-    def before_instantiate_classes(self):
-        """Leave the configuration as it was read."""
-
-    def instantiate_classes(self):
-        """Make neither model nor data."""
 
 
 @pytest.mark.parametrize("command", sorted({*OF_ANOMALIB} - {*RUN}))

@@ -116,7 +116,7 @@ def test_says_what_the_engine_says(kind, tested, exported, tmp_path, monkeypatch
 
 
 def test_openvino_takes_images_of_one_size(tested, tmp_path, monkeypatch):
-    # With a known size OpenVINO fuses more, and must not fuse resizing with normalising.
+    # With a known size OpenVINO fuses more, and must not fuse resizing with normalizing.
     monkeypatch.chdir(tmp_path)
     path = tested.model.to_openvino(tmp_path, input_size=(32, 32))
     inferencer = OpenVINOInferencer(path, device="CPU", config={"INFERENCE_PRECISION_HINT": "f32"})

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.integration.test_documentation import GUIDE, run
+from tests.helpers.commands import GUIDE, run
 
 
 class Step(NamedTuple):

@@ -19,6 +19,15 @@ OPTIONS = {"normal": [], "editable": ["--editable"]}
 MODULES = "import json, sys; print(json.dumps(sorted(sys.modules)))"
 
 
+def test_installing_brings_the_data_files(environment_without_plugin):
+    packages = environment_without_plugin.install().packages
+    names = {
+        path.relative_to(ROOT) for path in (ROOT / "anovl_plugin").rglob("*.*") if path.suffix in {".json", ".yaml"}
+    }
+    assert len(names) >= 2
+    assert all((packages / name).read_bytes() == (ROOT / name).read_bytes() for name in names)
+
+
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_installing_adds_only_our_files_and_uninstalling_removes_them(environment_without_plugin, kind):
     packages, scripts = environment_without_plugin.entries(), set(environment_without_plugin.scripts.iterdir())
@@ -102,7 +111,7 @@ DAMAGES = {
     "missing submodule": ("(plugin / 'torch_model.py').unlink()", "anovl_plugin.torch_model"),
     "syntax error": ("damage('lightning_model.py', lambda text: text + b'def (')", "SyntaxError"),
     "cut within a line": (
-        "damage('lightning_model.py', lambda text: text[:text.index(b'(AnomalibModule)') + 5])",
+        "damage('lightning_model.py', lambda text: text[:text.index(b', AnomalibModule)') + 5])",
         "Syntax",
     ),
     "cut before the class": ("damage('lightning_model.py', lambda text: text[:text.index(b'class AnoVL')])", "'AnoVL'"),

@@ -69,16 +69,18 @@ def test_checkpoint_holds_plain_data(run, weights_of):
     assert saved["hyper_parameters"] == state["_extra_state"]["settings"] == settings
     bank = state["model.text_bank._extra_state"]
     assert (bank["class_name"], bank["domain"]) == ("bottle", "object")
-    assert set(state["model._extra_state"]) == {"source", "spec", "temperature", "fingerprint"}
-    assert not [name for name in state if "tower" in name or "transformer.text" in name or "token_embedding" in name]
+    assert set(state["model.image_tower._extra_state"]) == {"source", "spec", "temperature", "fingerprint"}
+    assert not [
+        name for name in state if "text_tower" in name or "transformer.text" in name or "token_embedding" in name
+    ]
 
 
 def test_checkpoint_leaves_the_tower_out(run):
     saved = torch.load(run.checkpoint, weights_only=True)
-    assert not [name for name in saved["state_dict"] if name.startswith("model.visual.")]
+    assert not [name for name in saved["state_dict"] if name.startswith("model.image_tower.visual.")]
     bank = run.model.model.text_bank.prompt_embeddings
     assert run.checkpoint.stat().st_size < bank.numel() * bank.element_size() + 50_000
-    assert sum(weight.numel() for weight in run.model.model.visual.parameters()) * 4 > 50_000
+    assert sum(weight.numel() for weight in run.model.model.image_tower.visual.parameters()) * 4 > 50_000
 
 
 def test_load_from_checkpoint(run, tmp_path):

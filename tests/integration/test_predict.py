@@ -10,8 +10,8 @@ from PIL import Image
 from skimage import data
 
 from anovl_plugin import AnoVL
+from tests.helpers.commands import run
 from tests.helpers.runs import assert_same, run_predict
-from tests.integration.test_documentation import run
 
 MODEL = "--model AnoVL --model.backbone anovl-demo --model.class_name brick --model.domain texture"
 
@@ -20,14 +20,14 @@ MODEL = "--model AnoVL --model.backbone anovl-demo --model.class_name brick --mo
 def photographs(tmp_path_factory):
     """Write a brick wall in every kind of file, each of another size."""
     folder = tmp_path_factory.mktemp("photographs")
-    grey = data.brick()
+    gray = data.brick()
     kinds = {
-        "grey.png": grey[:100, :120],
-        "rgb.jpg": np.stack([grey[:96, :96]] * 3, axis=-1),
-        "rgba.png": np.stack([grey[:130, :90]] * 3 + [np.full((130, 90), 255, np.uint8)], axis=-1),
-        "tall.tiff": grey[:200, :64],
-        "tiny.bmp": grey[:20, :30],
-        "sixteen.png": grey[:100, :100].astype(np.uint16) * 257,
+        "gray.png": gray[:100, :120],
+        "rgb.jpg": np.stack([gray[:96, :96]] * 3, axis=-1),
+        "rgba.png": np.stack([gray[:130, :90]] * 3 + [np.full((130, 90), 255, np.uint8)], axis=-1),
+        "tall.tiff": gray[:200, :64],
+        "tiny.bmp": gray[:20, :30],
+        "sixteen.png": gray[:100, :100].astype(np.uint16) * 257,
     }
     for name, pixels in kinds.items():
         Image.fromarray(pixels).save(folder / name)
@@ -41,7 +41,7 @@ def test_a_folder_of_all_kinds_of_images(photographs, tmp_path):
 
 
 def test_a_single_image(photographs, tmp_path):
-    done = run(shlex.split(f"anomalib predict {MODEL} --data {photographs / 'grey.png'}"), tmp_path)
+    done = run(shlex.split(f"anomalib predict {MODEL} --data {photographs / 'gray.png'}"), tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(list((tmp_path / "results").rglob("images/**/*.*"))) == 1
 

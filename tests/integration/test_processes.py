@@ -17,8 +17,8 @@ from anovl_plugin import AnoVL, AnoVLModel, TextAdapter
 from anovl_plugin.components.distributed import UnpaddedEvaluationSampler, unpadded_share
 from anovl_plugin.demo import DemoSurfaces
 from anovl_plugin.scoring.image_score import CombinedScore
+from tests.helpers.commands import ROOT, run
 from tests.helpers.runs import quiet_engine, run_test
-from tests.integration.test_documentation import ROOT, run
 
 METRICS = ("image_AUROC", "image_F1Score", "pixel_AUROC", "pixel_F1Score")
 

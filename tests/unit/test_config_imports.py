@@ -123,6 +123,7 @@ def test_the_package_does_not_lead_to_other_modules(module, monkeypatch):
     assert lazy.exists()
 
 
+@pytest.mark.slow
 def test_a_class_of_the_package_is_found_before_it_is_imported():
     program = (
         "import sys, anovl_plugin.config as config; from anovl_plugin.scoring.scores import map_score\n"

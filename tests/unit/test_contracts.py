@@ -15,6 +15,13 @@ ROWS = [(owner, name) for owner, contracts in CONTRACTS.items() for name in cont
 each_argument = pytest.mark.parametrize(("owner", "name"), ROWS, ids=[f"{o.__name__}-{n}" for o, n in ROWS])
 
 
+class Name(str):
+    """A key, which a message may show without quotes."""
+
+    __slots__ = ()
+    __repr__ = str.__str__
+
+
 def identifier(value: object) -> str:
     """Return how a message must show a value: the beginning of its repr, or its type where it has none."""
     try:
@@ -27,7 +34,10 @@ def parts_of(value: object) -> list[object]:
     """Return a value and, where a message may show one of its parts instead, its first few."""
     if isinstance(value, np.integer | Path):
         return [value, int(value) if isinstance(value, np.integer) else str(value)]
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    if isinstance(value, dict):
+        # Of an empty mapping, what it lacks is shown.
+        return [value, *map(Name, value or ["is missing"]), *value.values()]
+    inner = value if isinstance(value, list | tuple) else ()
     return [value, *islice(inner, 2)]
 
 

@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from anovl_plugin import torch_model
 from anovl_plugin.torch_model import AnoVLModel, NonFiniteImageError
 from anovl_plugin.vision.backbone import load_backbone
 from tests.helpers import reference
@@ -90,46 +89,46 @@ def test_second_domain_rebuilds_the_bank(own):
     assert (own.text_bank.state_embeddings - first).abs().max() > 1e-4
 
 
-def test_same_class_does_not_rebuild_the_bank(own, monkeypatch):
+def test_same_class_does_not_rebuild_the_bank(own, replace_loading):
     own.build_text_bank("bottle")
     states = own.text_bank.state_embeddings
 
     def fail(*_, **__):
         pytest.fail("the CLIP was loaded again")
 
-    monkeypatch.setattr(torch_model, "load_backbone", fail)
+    replace_loading(fail)
     assert not own.build_text_bank("bottle")
     assert own.text_bank.state_embeddings is states
 
 
-def test_the_clip_is_loaded_once_and_the_text_tower_alone_for_another_class(own, monkeypatch):
+def test_the_clip_is_loaded_once_and_the_text_tower_alone_for_another_class(own, replace_loading):
     calls = []
 
     def load(*arguments, image=True, text=True):
         calls.append((image, text))
         return load_backbone(*arguments, image=image, text=text)
 
-    monkeypatch.setattr(torch_model, "load_backbone", load)
+    replace_loading(load)
     assert not own.is_loaded
     own.build_text_bank("bottle")
     own(images_for(own, 1))
     assert calls == [(True, True)]
-    visual = own.visual
+    visual = own.image_tower.visual
     own.build_text_bank("leather")
     assert calls == [(True, True), (False, True)]
-    assert own.visual is visual
+    assert own.image_tower.visual is visual
 
 
 def test_the_state_dict_holds_the_image_tower_the_bank_and_what_they_are(own):
     own.build_text_bank("bottle")
-    assert set(own.state_dict()) == {f"visual.{key}" for key in own.visual.state_dict()} | {
-        "_extra_state",
+    assert set(own.state_dict()) == {f"image_tower.visual.{key}" for key in own.image_tower.visual.state_dict()} | {
+        "image_tower._extra_state",
         "text_bank._extra_state",
         "text_bank.state_embeddings",
         "text_bank.prompt_embeddings",
     }
     assert not own._text_tower.is_loaded
-    assert {id(weight) for weight in own.parameters()} == {id(weight) for weight in own.visual.parameters()}
+    assert {id(weight) for weight in own.parameters()} == {id(weight) for weight in own.image_tower.visual.parameters()}
 
 
 def test_the_state_dict_of_another_class_replaces_the_bank(own, square):
@@ -187,7 +186,7 @@ def test_an_unknown_domain_is_an_error_before_anything_is_loaded(class_name):
         AnoVLModel("anovl-demo", class_name=class_name, domain="wood")
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(seed=st.integers(0, 2**31), number=st.integers(1, 5), order=st.randoms(use_true_random=False))
 def test_a_result_does_not_depend_on_its_neighbors_or_its_place(square, seed, number, order):
     images, places = images_for(square, number, seed), list(range(number))
@@ -199,7 +198,7 @@ def test_a_result_does_not_depend_on_its_neighbors_or_its_place(square, seed, nu
         assert_close(together.anomaly_map[position], alone.anomaly_map[0], **WITHIN)
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(seed=st.integers(0, 2**31), number=st.integers(1, 4))
 def test_the_same_batch_gives_the_same_bits(square, seed, number):
     images = images_for(square, number, seed)
@@ -244,7 +243,7 @@ def test_a_model_in_half_precision_gives_float32(own, square, dtype):
     own.to(dtype)
     images = images_for(own, 4)
     result, full = own(images.to(dtype)), square(images)
-    assert own.visual.proj.dtype == dtype
+    assert own.image_tower.visual.proj.dtype == dtype
     assert result.pred_score.dtype == result.anomaly_map.dtype == torch.float32
     assert_close(result.pred_score, full.pred_score, atol=2e-2, rtol=0)
     assert_close(result.anomaly_map, full.anomaly_map, atol=2e-2, rtol=0)

@@ -29,7 +29,7 @@ Tokens = Callable[[Tensor], Tensor]
 def pixel_auroc(model: AnoVLModel, data: TestSet, tokens: Tokens) -> float:
     """Return the AUROC of pixels, scored from the patch tokens that a function returns for a batch of images."""
     margins = [abnormality_margin(tokens(images), model.text_bank.state_embeddings) for images in data.images.split(32)]
-    maps = margin_map(torch.cat(margins), model.visual.grid_size, model.image_size)
+    maps = margin_map(torch.cat(margins), model.image_tower.visual.grid_size, model.image_size)
     # Margins lie within (-0.5, 0.5); the metric expects probabilities.
     return binary_auroc(maps.squeeze(1) + 0.5, data.masks).item()
 
@@ -49,10 +49,10 @@ def measure(models: dict[str, AnoVLModel], category: Category, root: Path, seed:
     data, bank = read_test_set(model, category, root), model.text_bank
 
     def value_wise(images: Tensor) -> Tensor:
-        return value_wise_forward(model.visual, images).patch_tokens
+        return value_wise_forward(model.image_tower.visual, images).patch_tokens
 
     rows: dict[str, Tokens] = {
-        "original path": lambda images: original_forward(model.visual, images).patch_tokens,
+        "original path": lambda images: original_forward(model.image_tower.visual, images).patch_tokens,
         "value-wise path": value_wise,
         "value-wise path, text adapter": lambda x: adapt_tokens(TextAdapter(seed=seed), value_wise(x), bank),
         "value-wise path, linear adapter": lambda x: adapt_tokens(LinearAdapter(seed=seed), value_wise(x), bank),

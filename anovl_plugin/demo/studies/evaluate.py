@@ -77,9 +77,9 @@ def evaluate_category(model: AnoVLModel, category: Category, root: Path | None =
     model.build_text_bank(category, "texture")
     data = read_test_set(model, category, root)
     result = model(data.images)
-    tokens = original_forward(model.visual, data.images).patch_tokens
+    tokens = original_forward(model.image_tower.visual, data.images).patch_tokens
     original = abnormality_margin(tokens, model.text_bank.state_embeddings)
-    original = margin_map(original, model.visual.grid_size, model.image_size)
+    original = margin_map(original, model.image_tower.visual.grid_size, model.image_size)
     return Auroc(
         image=binary_auroc(result.pred_score, data.labels).item(),
         pixel=binary_auroc(result.anomaly_map.squeeze(1), data.masks).item(),

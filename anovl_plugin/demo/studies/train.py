@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from anovl_plugin.demo.defects import DEFECT_KINDS, paint_defect
 from anovl_plugin.demo.studies.surfaces import FAMILIES, GENERIC_NOUNS, draw_surface
-from anovl_plugin.text.prompts import ABNORMAL_STATES, DOMAIN_PHRASES, NORMAL_STATES, templates_for
+from anovl_plugin.text.prompts import Prompts
 from anovl_plugin.text.text_bank import state_embedding
 from anovl_plugin.text.text_tower import TextTower
 from anovl_plugin.vision.backbone import DEMO_BACKBONE, register_demo_architecture
@@ -38,8 +38,9 @@ from anovl_plugin.vision.value_attention import VisionTokens, value_wise_forward
 
 SCALE = 30.0
 ABNORMAL_SHARE = 0.6
-PHRASES = [phrase for phrases in DOMAIN_PHRASES.values() for phrase in phrases]
-TEMPLATES = [template for phrase in PHRASES for template in templates_for(phrase)]
+PROMPTS = Prompts.load()
+STATES = (PROMPTS.normal_states, PROMPTS.abnormal_states)
+TEMPLATES = [template for domain in PROMPTS.domains for template in PROMPTS.templates_of(domain)]
 FAMILY_NAMES = tuple(FAMILIES)
 
 
@@ -114,7 +115,7 @@ def build_clip(seed: int) -> tuple[Any, TextTower]:
     clip = open_clip.create_model(DEMO_BACKBONE)
     tower = TextTower(clip, open_clip.get_tokenizer(DEMO_BACKBONE))
     nouns = {noun for family in FAMILIES.values() for noun in family.nouns} | set(GENERIC_NOUNS)
-    sentences = [*(s.format(n) for n in nouns for s in NORMAL_STATES + ABNORMAL_STATES), *TEMPLATES]
+    sentences = [*(s.format(n) for n in nouns for states in STATES for s in states), *TEMPLATES]
     used = tower.tokenize([sentence.replace("{}", "") for sentence in sentences]).unique()
     clip.token_embedding = UsedTokens(clip.token_embedding, used)
     return clip, tower
@@ -132,7 +133,7 @@ def draw_captions(rng: Generator, per_state: int = 3) -> tuple[list[str], Tensor
         own.append(rng.random() > 0.2)
         nouns = family.nouns if own[-1] else GENERIC_NOUNS
         noun = nouns[rng.integers(len(nouns))]
-        for states in (NORMAL_STATES, ABNORMAL_STATES):
+        for states in STATES:
             for state in rng.choice(states, per_state):
                 sentences.append(TEMPLATES[rng.integers(len(TEMPLATES))].format(str(state).format(noun)))  # noqa: PERF401
     return sentences, torch.tensor(own)

@@ -51,7 +51,7 @@ def race(root, barrier):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @given(seed=st.integers(0, 2**32), size=st.sampled_from([48, 96]))
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 def test_surfaces_are_images_that_depend_on_the_seed_alone(family, seed, size):
     image = draw_surface(family, size, default_rng(seed))
     assert image.dtype == np.float32
@@ -62,7 +62,7 @@ def test_surfaces_are_images_that_depend_on_the_seed_alone(family, seed, size):
 
 
 @given(kind=st.sampled_from(DEFECT_KINDS), seed=st.integers(0, 2**32), size=st.sampled_from([48, 96, 128]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_masks_cover_exactly_the_pixels_that_changed(kind, seed, size):
     rng = default_rng(seed)
     image = rng.random((size, size, 3)).astype(np.float32) * np.float32(0.2) + np.float32(rng.uniform(0, 0.8))
@@ -81,7 +81,7 @@ def test_masks_cover_exactly_the_pixels_that_changed(kind, seed, size):
 
 @pytest.mark.parametrize("kind", DEFECT_KINDS)
 @given(seed=st.integers(0, 2**32), level=st.floats(0, 1))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_defects_are_visible(kind, seed, level):
     image = np.full((96, 96, 3), level, np.float32)
     abnormal, mask = paint_defect(image, kind, default_rng(seed))
@@ -154,6 +154,7 @@ def test_train_and_test_parts_are_disjoint(category):
     assert bottom <= other_top or other_bottom <= top or right <= other_left or other_right <= left
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_same_images(root, tmp_path):
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(2)
@@ -228,12 +229,13 @@ def aurocs(category, root, forwards, monkeypatch):
     (batch,) = surfaces.test_dataloader()
     images, masks = model.pre_processor.transform(batch.image, batch.gt_mask)
     for forward in forwards:
-        monkeypatch.setattr("anovl_plugin.torch_model.value_wise_forward", forward)
+        monkeypatch.setattr("anovl_plugin.vision.image_tower.value_wise_forward", forward)
         found = model.model(images)
         pixels = binary_auroc(found.anomaly_map.flatten(), masks.flatten().int())
         yield torch.stack([binary_auroc(found.pred_score, batch.gt_label.int()), pixels])
 
 
+@pytest.mark.slow
 def test_demo_accuracy_is_high_and_needs_the_value_wise_path(root, monkeypatch):
     forwards = (value_wise_forward, original_forward)
     found = torch.stack([torch.stack(list(aurocs(c, root, forwards, monkeypatch))) for c in PHOTOGRAPHS])

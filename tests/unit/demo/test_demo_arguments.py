@@ -37,6 +37,7 @@ def write_images(*arguments):
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_program_writes_the_surfaces_that_are_named_and_never_over_others(tmp_path):
     assert write_images(str(tmp_path), "--category", "wood").returncode == 0
     assert [path.name for path in tmp_path.iterdir()] == ["wood"]
@@ -45,6 +46,7 @@ def test_program_writes_the_surfaces_that_are_named_and_never_over_others(tmp_pa
     assert f"{tmp_path / 'wood'} already exists; use another folder" in again.stderr
 
 
+@pytest.mark.slow
 def test_program_names_a_folder_that_is_a_file(tmp_path):
     (tmp_path / "file").touch()
     done = write_images(str(tmp_path / "file"))

@@ -111,7 +111,7 @@ def spoiled(message):
     return pytest.warns(RuntimeWarning, match=rf"^{re.escape(message)}$")
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     marks=st.lists(st.booleans(), min_size=1, max_size=6).filter(any),
     value=st.sampled_from([math.nan, math.inf, -math.inf]),

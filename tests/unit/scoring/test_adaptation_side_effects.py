@@ -82,7 +82,7 @@ def test_a_model_is_left_as_it_was(kind, mode, weights):
 @both_kinds
 def test_the_tower_never_enters_the_graph(kind, weights):
     model = AnoVLModel(weights[0], pretrained=weights[1], class_name="bottle", adaptation=kind(steps=2))
-    model.visual.requires_grad_()
+    model.image_tower.requires_grad_()
     images = random_tokens(2, 3, 32, 32).requires_grad_()
     result = model(images)
     assert images.grad is None
@@ -93,7 +93,7 @@ def test_the_tower_never_enters_the_graph(kind, weights):
 def test_a_model_gives_its_adaptation_tensors_outside_any_graph(weights):
     watch = Watch()
     model = AnoVLModel(weights[0], pretrained=weights[1], class_name="bottle", adaptation=watch)
-    model.visual.requires_grad_()
+    model.image_tower.requires_grad_()
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         model(random_tokens(3, 3, 32, 32).requires_grad_())
     assert watch.sizes == [2, 1]

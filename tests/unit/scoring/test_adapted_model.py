@@ -16,8 +16,8 @@ from anovl_plugin.scoring.image_score import CombinedScore, GlobalScore, MapScor
 from anovl_plugin.scoring.scores import map_score, to_probability
 from tests.helpers import reference, reference_adaptation, trees
 from tests.helpers.adaptations import Center, Watch
+from tests.helpers.commands import run
 from tests.helpers.runs import assert_same, quiet_engine, run_predict, run_test
-from tests.integration.test_documentation import run
 
 WITHIN = {"atol": 1e-5, "rtol": 0}
 KINDS = {"text": TextAdapter, "linear": LinearAdapter}
@@ -111,11 +111,11 @@ def test_a_score_of_the_map_is_that_of_the_adapted_map(kind, image_score, source
     assert (adapted.pred_score - plain.pred_score).abs().max() > 1e-4
     # Back from what is shown to margins.
     offsets = adapted.anomaly_map.double() - 0.5
-    score = map_score(model.temperature * 2 * offsets / (1 - 2 * offsets.abs()), 0.1)
+    score = map_score(model.image_tower.temperature * 2 * offsets / (1 - 2 * offsets.abs()), 0.1)
     if isinstance(image_score, CombinedScore):
         itself = AnoVLModel(source[0], pretrained=source[1], class_name="bottle")(images).pred_score.double() - 0.5
-        score = (score + model.temperature * 2 * itself / (1 - 2 * itself.abs())) / 2
-    assert_close(adapted.pred_score, to_probability(score, model.temperature).float(), **WITHIN)
+        score = (score + model.image_tower.temperature * 2 * itself / (1 - 2 * itself.abs())) / 2
+    assert_close(adapted.pred_score, to_probability(score, model.image_tower.temperature).float(), **WITHIN)
 
 
 def test_a_users_own_adaptation_reaches_the_map(source):
@@ -350,6 +350,7 @@ def metrics_in(text):
     return {name: float(value) for name, value in re.findall(r"(\w+_(?:AUROC|F1Score))\W+([\d.]+)", text)}
 
 
+@pytest.mark.slow
 def test_command_line_takes_an_adaptation(tmp_path):
     words = ["--model.domain", "texture", "--model.adaptation", "LinearAdapter", "--model.adaptation.steps", "1"]
     done = run([*COMMAND, *words, "--data", "anovl_plugin.demo.DemoSurfaces"], tmp_path)
@@ -361,6 +362,7 @@ def test_command_line_takes_an_adaptation(tmp_path):
     assert saved["adaptation"]["init_args"] == vars(LinearAdapter(steps=1))
 
 
+@pytest.mark.slow
 def test_command_line_names_a_class_that_is_none(tmp_path):
     done = run([*COMMAND, "--model.adaptation", "Nope", "--data", "anovl_plugin.demo.DemoSurfaces"], tmp_path)
     assert done.returncode != 0
@@ -382,6 +384,7 @@ if engine.trainer.is_global_zero:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_finds(data, tmp_path):
     # 6 images, so that each process gets 3 and none comes twice.
     options = {"image_score": "both", "adaptation": TextAdapter(steps=2)}

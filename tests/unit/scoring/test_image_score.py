@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from anovl_plugin import AnoVL, torch_model
+from anovl_plugin import AnoVL
 from anovl_plugin.config import to_config
 from anovl_plugin.scoring.image_score import CombinedScore, GlobalScore, ImageScore, MapScore, combine_margins
 from anovl_plugin.scoring.scores import check_fraction, map_score
 from anovl_plugin.torch_model import AnoVLModel
+from anovl_plugin.vision import image_tower
 from tests.helpers import reference, reference_views, trees
 from tests.helpers.runs import assert_same, run_predict, run_test
 
@@ -54,7 +55,7 @@ def make(source):
         if key not in models:
             models[key] = AnoVLModel(source[0], pretrained=source[1], **options)
             models[key].text_bank.load_state_dict(bank.state_dict())
-            models[key].load(text=False)
+            models[key].image_tower.load()
         return models[key]
 
     return make_model
@@ -90,13 +91,13 @@ def traffic(monkeypatch):
     two_paths, ordinary = [], []
 
     def spy_on(name, calls):
-        forward = getattr(torch_model, name)
+        forward = getattr(image_tower, name)
 
         def spy(visual, images):
             calls.append(len(images))
             return forward(visual, images)
 
-        monkeypatch.setattr(torch_model, name, spy)
+        monkeypatch.setattr(image_tower, name, spy)
 
     spy_on("value_wise_forward", two_paths)
     spy_on("class_token_forward", ordinary)
@@ -113,7 +114,7 @@ def test_the_score_of_a_map_is_the_mean_of_its_highest_pixels(size, fraction):
     assert_close(scores, expected, atol=1e-6, rtol=0)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 2**31), height=st.integers(1, 12), width=st.integers(1, 12), fraction=st.floats(0, 1))
 def test_the_score_of_a_map_is_that_of_a_plain_formula(seed, height, width, fraction):
     maps = noise(2, 1, height, width, seed=seed)
@@ -133,7 +134,7 @@ def test_a_fraction_of_less_than_a_pixel_is_one_pixel():
     assert torch.equal(map_score(maps, 0.001), maps.amax((1, 2, 3)))
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 2**31), fractions=st.lists(st.floats(0, 1), min_size=2, max_size=2))
 def test_more_of_the_map_never_scores_higher(seed, fractions):
     maps = noise(2, 1, 6, 6, seed=seed)
@@ -174,7 +175,7 @@ def test_own_views_are_averaged_wherever_the_image_stands(place, make, source, i
     transforms = [
         lambda image: image,
         reference_views.flipped,
-        reference_views.grey,
+        reference_views.gray,
         lambda image: reference_views.turned(image, torch.pi / 8),
     ]
     expected = [sum(score_view(transform(image.double())) for transform in transforms) / 4 for image in images]
@@ -241,7 +242,7 @@ def test_other_views_take_the_ordinary_path_only(options, lengths, make, images,
     assert ordinary == lengths
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(seed=st.integers(0, 2**31), number=st.integers(1, 5), order=st.randoms(use_true_random=False))
 def test_a_score_does_not_depend_on_neighbors_or_place(make, seed, number, order):
     model, images = make(image_score=CombinedScore("paper")), noise(number, 3, 32, 32, seed=seed)

@@ -131,7 +131,7 @@ def test_only_the_text_adapter_uses_the_prompts(kind):
 # The same run to run, and whatever the batch
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(kind=st.sampled_from(list(KINDS.values())), seed=SEEDS, drawn=st.integers(0, 50), number=st.integers(1, 4))
 def test_the_same_tokens_give_the_same_bits(kind, seed, drawn, number):
     tokens, bank = random_tokens(number, 6, 16, seed=seed), make_text_bank(16)
@@ -150,7 +150,7 @@ def test_the_global_generator_is_left_alone(kind):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     kind=st.sampled_from(list(KINDS.values())),
     seed=SEEDS,
@@ -167,7 +167,7 @@ def test_a_result_does_not_depend_on_batch_order_or_neighbors(kind, seed, number
         assert_close(together[position], alone[0], atol=1e-5, rtol=0)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(kind=st.sampled_from(list(KINDS.values())), seed=SEEDS, scale=st.sampled_from([0.0, 1e-3, 50.0]))
 def test_an_unusual_neighbor_changes_nothing(kind, seed, scale):
     tokens, bank = random_tokens(2, 9, 24, seed=seed), make_text_bank()
@@ -182,7 +182,7 @@ def test_equal_images_get_equal_tokens(kind):
     assert_close(result, result[:1].expand(5, -1, -1), atol=1e-5, rtol=0)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(kind=st.sampled_from(list(KINDS.values())), seeds=st.lists(SEEDS, min_size=2, max_size=2, unique=True))
 def test_another_seed_gives_another_result(kind, seeds):
     tokens, bank = random_tokens(1, 6, 16), make_text_bank(16)

@@ -91,7 +91,7 @@ def test_probabilities_are_the_formula(unit):
     assert_close(to_probability(margins, unit).double(), torch.tensor(expected, dtype=torch.float64), atol=1e-6, rtol=0)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(steps=st.lists(st.integers(-100_000, 100_000), min_size=2, max_size=200, unique=True))
 def test_probabilities_are_strictly_increasing(steps):
     margins = torch.tensor(sorted(steps), dtype=torch.float64).div(1e6).float()
@@ -117,7 +117,7 @@ def test_swapped_states_give_the_complement():
     assert_close(complement, 1 - shown, atol=1e-6, rtol=0)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 2**31))
 def test_shown_map_ranks_pixels_as_the_published_map_does(seed):
     features, states = noise(1, 16, 24, seed=seed), states_of(24, seed=seed % 1000)

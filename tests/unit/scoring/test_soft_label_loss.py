@@ -49,7 +49,7 @@ def test_a_zero_token_has_no_difference(dtype):
     assert torch.equal(abnormality_margin(tokens, make_text_bank().state_embeddings), torch.zeros(3))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 2**31), exponent=st.integers(-40, 15))
 def test_differences_stay_in_their_range_at_any_length(seed, exponent):
     states = torch.tensor([[-1.0, 0.0], [1.0, 0.0]])
@@ -72,7 +72,7 @@ def probabilities_of(differences):
     return torch.stack([torch.zeros_like(differences), differences], dim=-1).softmax(-1)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 2**31), size=st.sampled_from([1e-3, 0.1, 1.0, 2.0]), patches=st.integers(1, 9))
 def test_loss_is_that_of_the_reference(seed, size, patches):
     clean, noisy = size * random_tokens(2, 3, patches, seed=seed).double()

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anovl_plugin.text.prompts import prompt_ensemble, resolve_domain, templates_for
+from anovl_plugin.text.prompts import Prompts, fill_phrase, prompt_ensemble, resolve_domain
 from tests.helpers import reference
 
 # Written by hand from the published lists. A stands for the article of the phrase P, and X for the state and the class.
@@ -200,6 +200,6 @@ def test_any_text_stands_as_spelled(class_name):
 
 @pytest.mark.parametrize(("phrase", "article"), [("industrial photo", "an"), ("surface picture", "a"), ("icon", "an")])
 def test_article_goes_by_the_phrase(phrase, article):
-    templates = templates_for(phrase)
+    templates = [fill_phrase(template, phrase) for template in Prompts.load().templates]
     assert len(templates) == len(set(templates)) == 22
     assert [template.split()[0] for template in templates] == ["a"] * 12 + [article] * 10

@@ -1,14 +1,15 @@
 """The text bank against the slow reference, and what no cast may change."""
 
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.testing import assert_close
 
-from anovl_plugin.text.prompts import prompt_ensemble
-from anovl_plugin.text.text_bank import TextBank, hash_prompts, state_embedding
-from anovl_plugin.text.text_tower import TextTower
+from anovl_plugin.text.prompts import Prompts, prompt_ensemble
+from anovl_plugin.text.text_bank import TextBank, build_text_banks, hash_prompts, state_embedding
+from anovl_plugin.text.text_tower import PromptTooLongError, TextTower
 from anovl_plugin.vision.backbone import load_backbone
 from tests.helpers import reference
 from tests.helpers.architectures import TINY
@@ -126,9 +127,40 @@ def test_building_takes_no_gradient(filled):
     assert not list(filled.parameters())
 
 
-def test_a_class_name_that_does_not_fit_is_an_error(square_tower):
-    with pytest.raises(ValueError, match=r"^the prompt .* is longer than the 77 tokens .*; use a shorter class_name$"):
-        TextBank().build(square_tower, "rust " * 76)
+@pytest.mark.parametrize(
+    ("class_name", "change", "remedy"),
+    [
+        ("rust " * 76, {}, "use a shorter class_name"),
+        ("01", {"nouns": {"01": "rust " * 76}}, "use a shorter noun for class_name '01'"),
+        (
+            "nut",
+            {"abnormal_states": ["{} with " + "rust " * 76]},
+            r"shorten its template 'a cropped industrial photo of the \{\}' or its state '\{\} with rust rust .*…",
+        ),
+        (
+            "nut",
+            {"defects": ["rust " * 76]},
+            r"shorten its template 'a cropped industrial photo of the \{\}' or its state '\{\} with rust rust .*…",
+        ),
+        (
+            "nut",
+            {"templates": ["rust " * 76 + "{}"]},
+            r"shorten its template 'rust .*… or its state 'normal \{\}'",
+        ),
+    ],
+)
+def test_what_makes_a_prompt_too_long_is_named(square_tower, class_name, change, remedy):
+    prompts = Prompts.load({"extends": "paper", **change})
+    message = rf"^the prompt '.* is longer than the 77 tokens this text tower reads; {remedy}$"
+    with pytest.raises(PromptTooLongError, match=message) as caught:
+        TextBank().build(square_tower, class_name, prompts=prompts)
+    assert len(str(caught.value)) < 600
+
+
+def test_the_class_that_makes_a_prompt_too_long_is_found(square_tower):
+    prompts = Prompts.load({"extends": "paper", "nouns": {"b": "rust " * 76}})
+    with pytest.raises(PromptTooLongError, match=r"use a shorter noun for class_name 'b'$"):
+        build_text_banks(square_tower, ["a", "b"], prompts=prompts)
 
 
 def test_the_hash_covers_every_sentence_and_its_place():
@@ -143,6 +175,44 @@ def test_a_bank_knows_what_it_is_for(filled):
     assert filled.is_for("bottle", "object")
     assert not filled.is_for("bottle", "texture")
     assert not filled.is_for("nut", "object")
+
+
+def test_a_bank_is_for_its_very_sentences(square_tower, filled):
+    other = Prompts.load({"extends": "paper", "defects": {"bottle": ["crack"], "nut": ["burr"]}})
+    assert filled.is_for("bottle", "auto", Prompts.load())
+    assert not filled.is_for("bottle", "auto", other)
+    bank = TextBank()
+    bank.build(square_tower, "bottle", prompts=other)
+    assert bank.prompt_embeddings.shape == (462 + 528, 24)
+    assert bank.prompts_hash == hash_prompts(other.ensemble("bottle"))
+    assert bank.is_for("bottle", "object", other)
+    assert not bank.is_for("bottle", "object")
+    # What changes no sentence of the class changes no bank.
+    assert bank.is_for("bottle", "auto", replace(other, defects={"*": ["crack"]}))
+
+
+def test_a_bank_of_other_domains_knows_them(square_tower):
+    prompts = Prompts.load({"extends": "paper", "domains": {"weld": ["x-ray picture"]}})
+    bank = TextBank()
+    bank.build(square_tower, "seam", prompts=prompts)
+    assert bank.domain == "weld"
+    assert bank.is_for("seam", "weld", prompts)
+
+
+def test_several_banks_at_once_are_those_built_one_by_one(square_tower):
+    names = ["bottle", "macaroni1", "leather", "macaroni2"]
+    encoded, encode_text = [], square_tower.clip.encode_text
+    square_tower.clip.encode_text = lambda tokens: encoded.append(len(tokens)) or encode_text(tokens)
+    banks = build_text_banks(square_tower, names)
+    # The two kinds of macaroni share all their sentences.
+    assert sum(encoded) == 3 * 924
+    for name, bank in zip(names, banks, strict=True):
+        single = TextBank()
+        single.build(square_tower, name)
+        assert bank.get_extra_state() == single.get_extra_state()
+        assert bank.is_for(name, "auto")
+        assert_close(bank.state_embeddings, single.state_embeddings, atol=1e-6, rtol=0)
+        assert_close(bank.prompt_embeddings, single.prompt_embeddings, atol=1e-6, rtol=0)
 
 
 def test_a_copy_is_a_bank_of_its_own(filled):

@@ -1,13 +1,18 @@
 """The text tower: what a truncated context must not change, what does not fit, and when a tower is in memory."""
 
+import io
+import itertools
 import pickle
+import sys
 from copy import deepcopy
 from functools import partial
 
 import pytest
 import torch
+from torch.nn import functional as F
 from torch.testing import assert_close
 
+from anovl_plugin.text.prompts import prompt_ensemble
 from anovl_plugin.text.text_tower import LazyTextTower, TextTower
 from anovl_plugin.vision.backbone import load_backbone
 from tests.helpers import reference
@@ -57,6 +62,14 @@ def test_truncated_context_gives_what_the_full_one_gives(tower):
     assert_close(truncated, full, **WITHIN)
 
 
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_embeddings_of_an_ensemble_are_those_of_the_full_context(square_tower, batch_size):
+    prompts = [each for state in prompt_ensemble("metal_nut") for each in state][::11]
+    embeddings = square_tower.encode(prompts, batch_size)
+    full = square_tower.encode(prompts, truncate_context=False)
+    assert_close(F.normalize(embeddings, dim=-1), F.normalize(full, dim=-1), atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("name", ["tiny-square", "tiny-customtext"])
 def test_context_is_really_truncated_and_afterwards_whole(name, weights_of):
     tower = load_tower(name, weights_of(name))
@@ -69,6 +82,12 @@ def test_context_is_really_truncated_and_afterwards_whole(name, weights_of):
     assert text.attn_mask.shape == (77, 77)
 
 
+def test_each_batch_is_truncated_to_its_own_longest(square_tower):
+    lengths = record_lengths(square_tower)
+    square_tower.encode(["a photo of rust", "rust", "a photo", "dust"], batch_size=2)
+    assert lengths == [3, 6]
+
+
 def test_a_tower_that_is_not_causal_reads_the_whole_context(square_tower):
     square_tower.clip.attn_mask = None
     lengths = record_lengths(square_tower)
@@ -79,6 +98,38 @@ def test_a_tower_that_is_not_causal_reads_the_whole_context(square_tower):
 @pytest.mark.parametrize("batch_size", [1, 3, 256])
 def test_batch_size_does_not_matter(tower, batch_size):
     assert_close(tower.encode(PROMPTS, batch_size), tower.encode(PROMPTS), **WITHIN)
+
+
+def test_a_sentence_is_encoded_once(square_tower):
+    seen, encode_text = [], square_tower.clip.encode_text
+    square_tower.clip.encode_text = lambda tokens: seen.append(len(tokens)) or encode_text(tokens)
+    embeddings = square_tower.encode(["rust", "a photo", "rust", "rust"])
+    assert seen == [2]
+    assert torch.equal(embeddings[[2, 3]], embeddings[[0, 0]])
+    assert not torch.equal(embeddings[0], embeddings[1])
+
+
+# Progress.
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(
+    ("stream", "seconds", "rank", "is_shown"),
+    [(Terminal, 2, 0, True), (Terminal, 0, 0, False), (io.StringIO, 2, 0, False), (Terminal, 2, 1, False)],
+    ids=["shown", "quick", "no terminal", "another process"],
+)
+def test_progress_is_shown_on_a_terminal_when_it_takes_long(square_tower, monkeypatch, stream, seconds, rank, is_shown):
+    err, clock = stream(), itertools.count(step=seconds)
+    monkeypatch.setattr(sys, "stderr", err)
+    monkeypatch.setattr("tqdm.std.time", lambda: float(next(clock)))
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
+    square_tower.encode(PROMPTS, batch_size=1)
+    assert ("prompts:" in err.getvalue()) is is_shown
 
 
 # What does not fit.
@@ -101,7 +152,7 @@ def test_a_prompt_that_does_not_fit_is_an_error(square_tower, words, other):
     if other:
         square_tower.tokenizer = OtherTokenizer(square_tower.tokenizer)
     prompt = "rust " * words
-    message = r"^the prompt 'rust .*' is longer than the 77 tokens this text tower reads; use a shorter class_name$"
+    message = r"^the prompt 'rust .*' is longer than the 77 tokens this text tower reads; shorten it$"
     with pytest.raises(ValueError, match=message) as caught:
         square_tower.encode(["a photo", prompt])
     assert len(str(caught.value)) < 600

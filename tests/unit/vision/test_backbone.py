@@ -240,7 +240,7 @@ def test_an_empty_tower_of_another_kind_is_an_error(loaded):
     with pytest.raises(BackboneError, match=r"\(another kind of image tower\) is not a vision transformer"):
         build_visual({**loaded.spec.config, "vision_cfg": {"timm_model_name": "resnet50"}}, (32, 32))
     with pytest.raises(BackboneError, match=r"^cannot build the image tower of .* \(TypeError: .*\)$"):
-        build_visual({**loaded.spec.config, "vision_cfg": {"colour": 3}}, (32, 32))
+        build_visual({**loaded.spec.config, "vision_cfg": {"color": 3}}, (32, 32))
     with pytest.raises(BackboneError, match=r"^backbone 'of the given configuration' \(another kind"):
         build_visual({}, (32, 32))
     with pytest.raises(ValueError, match="must be multiples of the patches"):

@@ -266,7 +266,7 @@ def test_a_folder_without_normalization_has_openais(tmp_path, square):
 
 def test_which_weights_of_a_folder_are_read(tmp_path, square):
     backbone = write_export(tmp_path, "tiny-square", square, "own.safetensors")
-    assert source.find_weights(backbone, None) == tmp_path / "own.safetensors"
+    assert source.find_weights(backbone, DEFAULT) == tmp_path / "own.safetensors"
     shutil.copy(square, tmp_path / "other.safetensors")
     message = error_of(backbone, None)
     assert message.endswith(
@@ -274,9 +274,9 @@ def test_which_weights_of_a_folder_are_read(tmp_path, square):
         "open_clip_pytorch_model.bin"
     )
     shutil.copy(square, tmp_path / "open_clip_pytorch_model.bin")
-    assert source.find_weights(backbone, None) == tmp_path / "open_clip_pytorch_model.bin"
+    assert source.find_weights(backbone, DEFAULT) == tmp_path / "open_clip_pytorch_model.bin"
     shutil.copy(square, tmp_path / "open_clip_model.safetensors")
-    assert source.find_weights(backbone, None) == tmp_path / "open_clip_model.safetensors"
+    assert source.find_weights(backbone, DEFAULT) == tmp_path / "open_clip_model.safetensors"
 
 
 def test_folders_that_lack_something(tmp_path, square):

@@ -14,6 +14,7 @@ from anovl_plugin import AnoVL, AnoVLModel, torch_model
 from anovl_plugin.scoring.adaptation import Adaptation
 from anovl_plugin.scoring.image_score import GlobalScore
 from anovl_plugin.scoring.scores import abnormality_margin, margin_map, to_probability
+from anovl_plugin.vision import image_tower
 from anovl_plugin.vision.chunks import in_chunks
 from anovl_plugin.vision.tiles import OVERLAP, make_tiler, short_side
 from anovl_plugin.vision.value_attention import value_wise_forward
@@ -109,10 +110,10 @@ def test_images_do_not_affect_each_other(make):
 def test_few_tiles_go_through_the_tower_at_once(count, make, monkeypatch):
     sizes, model, images = [], make(tiles_per_side=1), pictures(2, 32, 120)
     expected = model(images)
-    forward = torch_model.value_wise_forward
+    forward = image_tower.value_wise_forward
     monkeypatch.setattr(torch_model, "in_chunks", partial(in_chunks, size=count))
     monkeypatch.setattr(
-        torch_model, "value_wise_forward", lambda visual, part: (sizes.append(len(part)), forward(visual, part))[1]
+        image_tower, "value_wise_forward", lambda visual, part: (sizes.append(len(part)), forward(visual, part))[1]
     )
     result = model(images)
     assert max(sizes) == count
@@ -127,8 +128,8 @@ def test_views_of_each_tile_are_averaged(make):
     shown = torch.stack([whole(tile).pred_score for tile in (images[..., :32], images[..., 12:])])
     # The inverse of softsign gives the margins that are averaged.
     odds = 2 * shown - 1
-    margins = whole.temperature * odds / (1 - odds.abs())
-    assert_close(result.pred_score, to_probability(margins.mean(0), whole.temperature), **WITHIN)
+    margins = whole.image_tower.temperature * odds / (1 - odds.abs())
+    assert_close(result.pred_score, to_probability(margins.mean(0), whole.image_tower.temperature), **WITHIN)
 
 
 def test_the_map_score_is_that_of_the_whole_map(make):
@@ -154,12 +155,14 @@ def test_adaptation_sees_all_tiles_of_an_image_together(make):
     adaptation, images = Shift(), pictures(2, 32, 44)
     model = make(tiles_per_side=1, adaptation=adaptation)
     result = model(images)
-    assert adaptation.seen == [(1, 2 * 16, model.visual.output_dim)] * 2
-    tokens = [value_wise_forward(model.visual, tile).patch_tokens for tile in (images[..., :32], images[..., 12:])]
+    assert adaptation.seen == [(1, 2 * 16, model.image_tower.visual.output_dim)] * 2
+    tokens = [
+        value_wise_forward(model.image_tower.visual, tile).patch_tokens for tile in (images[..., :32], images[..., 12:])
+    ]
     mean = torch.cat(tokens, dim=1).mean(1, keepdim=True)
     margins = abnormality_margin(tokens[0] - mean, model.text_bank.state_embeddings)
-    left = margin_map(margins, model.visual.grid_size, model.image_size)
-    assert_close(result.anomaly_map[..., :12], to_probability(left, model.temperature)[..., :12], **WITHIN)
+    left = margin_map(margins, model.image_tower.visual.grid_size, model.image_size)
+    assert_close(result.anomaly_map[..., :12], to_probability(left, model.image_tower.temperature)[..., :12], **WITHIN)
 
 
 def test_errors(make, weights_of):

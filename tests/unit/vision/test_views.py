@@ -13,7 +13,7 @@ from anovl_plugin.scoring.image_score import sum_over_views
 from anovl_plugin.vision.views import PAPER, SINGLE, identity, parse_view, parse_views
 from tests.helpers import reference_views
 
-# A sampled place is off by some 1e-6 of a pixel in float32, and neighbouring pixels of noise differ by up to 6.
+# A sampled place is off by some 1e-6 of a pixel in float32, and neighboring pixels of noise differ by up to 6.
 WITHIN = {"atol": 5e-5, "rtol": 0}
 OWN = ["flip", "rotate 22.5", "image", "translate -0.3 0.1", "gray"]
 WORDS = "not one of: image, rotate DEGREES, translate X Y, flip, gray$"
@@ -151,12 +151,12 @@ def test_flip_is_left_to_right():
     assert_close(view_of("flip", image), image.flip(-1).double(), atol=0, rtol=0)
 
 
-def test_grey_weighs_red_green_and_blue():
+def test_gray_weighs_red_green_and_blue():
     image = noise(3, 9, 9)
-    assert_close(view_of("gray", image), reference_views.grey(image), atol=1e-6, rtol=0)
-    colours = torch.eye(3)[:, :, None, None]
+    assert_close(view_of("gray", image), reference_views.gray(image), atol=1e-6, rtol=0)
+    colors = torch.eye(3)[:, :, None, None]
     weights = torch.tensor([0.299, 0.587, 0.114])
-    assert_close(parse_view("gray")(colours), weights[:, None, None, None].expand(3, 3, 1, 1))
+    assert_close(parse_view("gray")(colors), weights[:, None, None, None].expand(3, 3, 1, 1))
 
 
 @pytest.mark.parametrize("size", [(12, 20), (20, 12), (1, 9)])
@@ -211,7 +211,7 @@ def test_a_sum_over_views_is_that_of_a_loop(number, batch_size, count):
     assert sum(spy.lengths) == number * count
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(number=st.integers(1, 40), count=st.integers(0, 22), batch_size=st.integers(1, 70))
 def test_no_more_images_than_the_batch_size_are_scored_at_once(number, count, batch_size):
     images, views, spy = noise(number, 3, 2, 2), (identity,) * count, Spy()
@@ -258,14 +258,14 @@ def test_views_leave_the_images_as_they_are(text):
     assert torch.equal(images, before)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     text=st.sampled_from(PAPER),
     seed=st.integers(0, 2**31),
     number=st.integers(1, 5),
     order=st.randoms(use_true_random=False),
 )
-def test_a_view_does_not_depend_on_neighbours_or_place(text, seed, number, order):
+def test_a_view_does_not_depend_on_neighbors_or_place(text, seed, number, order):
     images, places = noise(number, 3, 10, 10, seed=seed), list(range(number))
     order.shuffle(places)
     view = parse_view(text)
@@ -275,14 +275,14 @@ def test_a_view_does_not_depend_on_neighbours_or_place(text, seed, number, order
         assert_close(together[position], view(images[place : place + 1])[0], **WITHIN)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     seed=st.integers(0, 2**31),
     number=st.integers(1, 5),
     batch_size=st.integers(1, 40),
     order=st.randoms(use_true_random=False),
 )
-def test_a_sum_does_not_depend_on_neighbours_or_the_order_of_images_and_views(seed, number, batch_size, order):
+def test_a_sum_does_not_depend_on_neighbors_or_the_order_of_images_and_views(seed, number, batch_size, order):
     images, places, views = noise(number, 3, 10, 10, seed=seed), list(range(number)), list(parse_views("paper"))
     expected = torch.cat([sum_over_views(score_of, image[None], views) for image in images])
     order.shuffle(places)
