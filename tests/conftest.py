@@ -90,15 +90,15 @@ def replace_loading(monkeypatch):
 @pytest.fixture(scope="session")
 def bottles(tmp_path_factory):
     """Return a function that creates a datamodule of one small MVTec AD tree, which no test changes."""
-    from tests.helpers import image_trees
+    from tests.helpers import image_datasets
 
-    root = image_trees.write_mvtec(tmp_path_factory.mktemp("bottles"))
-    return lambda: image_trees.MVTecAD(root, "bottle", eval_batch_size=4, num_workers=0)
+    root = image_datasets.write_mvtec(tmp_path_factory.mktemp("bottles"))
+    return lambda: image_datasets.MVTecAD(root, "bottle", eval_batch_size=4, num_workers=0)
 
 
 @pytest.fixture(scope="session")
 def bare(tmp_path_factory):
     """Return a folder of images without labels, which no test changes."""
-    from tests.helpers import image_trees
+    from tests.helpers import image_datasets
 
-    return image_trees.write_bare(tmp_path_factory.mktemp("bare") / "shots")
+    return image_datasets.write_bare(tmp_path_factory.mktemp("bare") / "shots")

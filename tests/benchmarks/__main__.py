@@ -37,6 +37,7 @@ from anovl_plugin.text.text_bank import TextTower
 from anovl_plugin.vision.backbone import DEFAULT_BACKBONE, load_backbone
 from tests.benchmarks.growth import growth
 from tests.benchmarks.measuring import Line, Times, in_process, in_turns, most_megabytes, ratio
+from tests.helpers.tolerances import EXPORTED
 
 BATCH = 8
 # MVTec AD's bottles: 209 images of 32 × 32 patches, of which Patchcore keeps a tenth.
@@ -60,13 +61,13 @@ class Setting(NamedTuple):
     dtype: torch.dtype
 
     def model(self, **options: object) -> AnoVLModel:
-        """Make a model with a text bank."""
+        """Return a model with a text bank."""
         model = AnoVLModel(pretrained=self.weights, class_name=CLASS_NAME, **options).eval().to(self.device)
         model.image_tower.to(self.dtype)
         return model
 
     def images(self, count: int, size: int = 240) -> Tensor:
-        """Make images of noise."""
+        """Return images of noise."""
         return torch.rand(count, 3, size, size, device=self.device, dtype=self.dtype)
 
 
@@ -79,7 +80,7 @@ def write_weights(folder: Path) -> str:
 
 
 def make_winclip() -> WinClipModel:
-    """Make anomalib's WinClip with random weights in the place of those that it would download."""
+    """Return anomalib's WinClip with random weights instead of downloaded ones."""
     create = open_clip.create_model_and_transforms
 
     def without_weights(name: str, **_: object) -> tuple:
@@ -185,7 +186,7 @@ def bench_openvino(setting: Setting) -> Iterator[Line]:
     inferencer = OpenVINOInferencer(path, device="CPU")
     images = torch.rand(BATCH, 3, *model.model.image_size)
     exported = inferencer.model(images.numpy())
-    torch.testing.assert_close(torch.from_numpy(exported["anomaly_map"]), model(images).anomaly_map, rtol=0, atol=1e-4)
+    torch.testing.assert_close(torch.from_numpy(exported["anomaly_map"]), model(images).anomaly_map, **EXPORTED)
     times = in_turns(lambda: inferencer.model(images.numpy()), lambda: model(images), setting.rounds)
     yield ratio("OpenVINO ÷ eager torch, CPU, same map", times, BATCH, "≤ 0.8")
 

@@ -22,7 +22,7 @@ from anovl_plugin.text.text_bank import TextTower
 from anovl_plugin.vision.backbone import DEFAULT_BACKBONE, load_backbone
 from anovl_plugin.vision.tiles import short_side
 from tests.benchmarks.measuring import Line, in_process, in_turns, most_megabytes
-from tests.helpers.runs import quiet_engine
+from tests.helpers.engine_runs import quiet_engine
 
 USUAL_BATCH, USUAL_PROMPTS, USUAL_IMAGES = 8, 924, 100
 
@@ -61,7 +61,7 @@ class Noise(Dataset):
 
 
 def noisy_bank(width: int, count: int) -> TextBank:
-    """Make a text bank of noise, which costs what a real one costs."""
+    """Return a text bank of noise, which costs as much as a real one."""
     bank = TextBank()
     bank.prompt_embeddings = F.normalize(torch.randn(count, width), dim=-1)
     bank.state_embeddings = F.normalize(torch.randn(2, width), dim=-1)
@@ -69,7 +69,7 @@ def noisy_bank(width: int, count: int) -> TextBank:
 
 
 def make_model(weights: str, **options: object) -> AnoVLModel:
-    """Make a model with a text bank of noise."""
+    """Return a model with a text bank of noise."""
     model = AnoVLModel(pretrained=weights, **options).eval()
     model.text_bank = noisy_bank(model.image_tower.visual.output_dim, USUAL_PROMPTS)
     model.adopt_text_bank("noise", "object")

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from anovl_plugin.scoring.adaptation import Adaptation, LinearAdapter, TextAdapter
 from anovl_plugin.text.text_bank import TextBank
+from tests.helpers.random_tensors import noise
 
 KINDS = {"text": TextAdapter, "linear": LinearAdapter}
 both_kinds = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
@@ -52,15 +53,10 @@ class Watch(Adaptation):
         return result
 
 
-def random_tokens(*shape, seed=0):
-    """Return normally distributed numbers of a shape."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
 def make_text_bank(width=24, num_prompts=10, seed=1):
     """Return a text bank whose embeddings are about as close to each other as those of a CLIP."""
-    base, bank = random_tokens(width, seed=seed), TextBank()
-    states = torch.stack([base, base + 0.1 * random_tokens(width, seed=seed + 1)])
+    base, bank = noise(width, seed=seed), TextBank()
+    states = torch.stack([base, base + 0.1 * noise(width, seed=seed + 1)])
     bank.state_embeddings = F.normalize(states, dim=-1)
-    bank.prompt_embeddings = F.normalize(base + random_tokens(num_prompts, width, seed=seed + 2), dim=-1)
+    bank.prompt_embeddings = F.normalize(base + noise(num_prompts, width, seed=seed + 2), dim=-1)
     return bank

@@ -28,7 +28,7 @@ PICTURES = {
 
 @cache
 def load(name: str, weights: str) -> tuple[nn.Module, object]:
-    """Give a CLIP in float64 and its tokenizer."""
+    """Return a CLIP in float64 and its tokenizer."""
     clip = open_clip.create_model(name)
     clip.load_state_dict(load_file(weights))
     return clip.double().eval().requires_grad_(requires_grad=False), open_clip.get_tokenizer(name)
@@ -76,7 +76,7 @@ def unit(vector: Tensor) -> Tensor:
 
 @cache
 def text_bank(name: str, weights: str, class_name: str, domain: str = "auto") -> tuple[Tensor, Tensor]:
-    """Give the two state embeddings (2, C) and all prompts' unit vectors (K, C), read with the full context."""
+    """Return state embeddings (2, C) and prompt embeddings (K, C), encoded with the full context."""
     clip, tokenizer = load(name, weights)
     states, units = [], []
     for state in ("normal", "abnormal"):
@@ -164,7 +164,7 @@ class Vision:
 
 
 def vision_tokens(visual: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Give global tokens (B, C) and local tokens (B, N, C)."""
+    """Return class tokens (B, C) and patch tokens (B, N, C)."""
     vision = Vision(visual)
     pairs = [vision(image) for image in images]
     return torch.stack([pair[0] for pair in pairs]), torch.stack([pair[1] for pair in pairs])
@@ -213,7 +213,7 @@ def map_of(values: list[float], grid_size: tuple[int, int], image_size: tuple[in
 
 
 def published(name: str, weights: str, images: Tensor, class_name: str, domain: str = "auto") -> tuple[Tensor, Tensor]:
-    """Give p(abnormal) of the images (B,) and of their pixels (B, 1, H, W)."""
+    """Return p(abnormal) of images (B,) and pixels (B, 1, H, W)."""
     clip, _ = load(name, weights)
     states, _ = text_bank(name, weights, class_name, domain)
     height, width = images.shape[-2:]
@@ -227,7 +227,7 @@ def published(name: str, weights: str, images: Tensor, class_name: str, domain: 
 
 
 def shown(p: Tensor, name: str, weights: str) -> Tensor:
-    """Give the probability that is shown for a published one: 3/4 where it exceeds 1/2 by CLIP's temperature."""
+    """Return the displayed probability for a published one: 3/4 where it exceeds 1/2 by CLIP's temperature."""
     clip, _ = load(name, weights)
     margin, temperature = p - 0.5, math.exp(-float(clip.logit_scale))
     return 0.5 + margin / (2 * (margin.abs() + temperature))

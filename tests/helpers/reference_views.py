@@ -66,7 +66,7 @@ def gray(image: Tensor) -> Tensor:
 
 
 def views(image: Tensor) -> Tensor:
-    """Give the 22 views (22, 3, S, S) of an image (3, S, S)."""
+    """Return the 22 views (22, 3, S, S) of an image (3, S, S)."""
     result = [image.double()]
     result += [turned(image, angle) for angle in ANGLES]
     result += [moved(image, x, y) for x, y in SHIFTS]

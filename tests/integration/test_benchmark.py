@@ -27,8 +27,9 @@ from anovl_plugin.demo.datamodule import make_category
 from anovl_plugin.report.results import last_name
 from anovl_plugin.vision.backbone import BackboneError, load_backbone
 from tests.helpers.commands import run
-from tests.helpers.runs import quiet_engine
+from tests.helpers.engine_runs import quiet_engine
 from tests.helpers.scikit_learn_metrics import scikit_learn_metrics
+from tests.helpers.tolerances import EXACT
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs" / "benchmark").glob("*.yaml"))
@@ -184,7 +185,7 @@ def test_winclip_has_the_clip_that_it_is_given(images, tmp_path):
     ours = AnoVL(**DEMO)
     ours.load()
     torch.testing.assert_close(
-        model.model.clip.visual.state_dict(), ours.model.image_tower.visual.state_dict(), rtol=0, atol=0
+        model.model.clip.visual.state_dict(), ours.model.image_tower.visual.state_dict(), **EXACT
     )
     assert model.input_size == (96, 96)
     own, other = (m.pre_processor.transform.transforms[1] for m in (model, ours))
@@ -201,7 +202,7 @@ def test_winclip_scores_as_anomalibs_own_with_the_same_clip(monkeypatch, num_ref
     for model in (own_winclip(monkeypatch, "anovl-demo").model, BenchmarkWinClip(backbone="anovl-demo").model):
         model.setup("wood", references if num_references else None)
         results.append([model(batch).pred_score, model(batch).anomaly_map])
-    torch.testing.assert_close(results[1], results[0], rtol=0, atol=0)
+    torch.testing.assert_close(results[1], results[0], **EXACT)
 
 
 def test_winclip_has_all_that_anomalibs_own_sets_up(monkeypatch):

@@ -24,8 +24,9 @@ from anovl_plugin import AnoVL
 from anovl_plugin.components.bit_depth import DisplayCopies, FullBitDepth, RestorePaths, with_full_bit_depth
 from anovl_plugin.components.pre_processor import AntialiasedPreProcessor
 from tests.helpers.deep_images import gray_levels, write_16_bit_png
-from tests.helpers.runs import Predictions, gather, quiet_engine, run_predict, run_test
-from tests.helpers.trees import visa, write_folder, write_mvtec
+from tests.helpers.engine_runs import Predictions, gather, quiet_engine, run_predict, run_test
+from tests.helpers.image_datasets import visa, write_folder, write_mvtec
+from tests.helpers.tolerances import FLOAT32, METRIC
 
 
 @pytest.fixture
@@ -61,8 +62,8 @@ def narrow(root: Path) -> Path:
 
 
 def assert_close_runs(actual: Predictions, expected: Predictions) -> None:
-    assert_close(actual.score, expected.score, rtol=0, atol=1e-6)
-    assert_close(actual.map, expected.map, rtol=0, atol=1e-6)
+    assert_close(actual.score, expected.score, **FLOAT32)
+    assert_close(actual.map, expected.map, **FLOAT32)
     assert torch.equal(actual.label, expected.label)
     # A test that sees only white images would agree, too.
     assert expected.map.flatten(1).std(1).min() > 1e-4
@@ -175,7 +176,7 @@ def test_test_and_predict_on_data_modules(make, name, tmp_path):
         found = run_predict(make(), tmp_path, datamodule=load(root, **options))
         results.append((metrics, found))
     (deep_metrics, deep), (metrics, plain) = results
-    assert deep_metrics == pytest.approx(metrics, abs=1e-6)
+    assert deep_metrics == pytest.approx(metrics, **METRIC)
     assert_close_runs(deep, plain)
 
 
@@ -187,7 +188,7 @@ def test_validation_sets_the_same_thresholds(make, tmp_path):
         quiet_engine(tmp_path).validate(model, datamodule=datamodule, verbose=False)
         thresholds.append(torch.stack([model.post_processor.image_threshold, model.post_processor.pixel_threshold]))
         narrow(root)
-    assert_close(*thresholds, rtol=0, atol=1e-6)
+    assert_close(*thresholds, **FLOAT32)
 
 
 def test_visa(make, tmp_path):
@@ -198,7 +199,7 @@ def test_visa(make, tmp_path):
     for _ in range(2):
         metrics.append(run_test(make(), tmp_path, copy.deepcopy(datamodule)))
         narrow(datamodule.split_root)
-    assert metrics[0] == pytest.approx(metrics[1], abs=1e-6)
+    assert metrics[0] == pytest.approx(metrics[1], **METRIC)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +215,7 @@ def test_augmentations_see_the_right_pixels(augmentations, tmp_path):
         torch.manual_seed(7)
         items.append(next(iter(loader)))
         narrow(root)
-    assert_close(items[0].image, items[1].image, rtol=0, atol=1e-6)
+    assert_close(items[0].image, items[1].image, **FLOAT32)
     assert_close(items[0].gt_mask, items[1].gt_mask)
     assert torch.equal(items[0].gt_label, items[1].gt_label)
     assert items[0].image_path == items[1].image_path
@@ -234,7 +235,7 @@ def test_batches_of_several_shapes(copies):
         dataset = in_order(folder)
         loader = DataLoader(dataset, batch_size=9, collate_fn=dataset.collate_fn)
         batches.append(next(iter(FullBitDepth().change_loader(loader, quiet_trainer()))))
-    assert_close(batches[0].image, batches[1].image, rtol=0, atol=1e-6)
+    assert_close(batches[0].image, batches[1].image, **FLOAT32)
 
 
 @pytest.mark.parametrize(

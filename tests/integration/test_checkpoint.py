@@ -18,8 +18,8 @@ from anovl_plugin import AnoVL, LinearAdapter, ZeroShotPostProcessor
 from anovl_plugin.components.checkpoint import CheckpointError
 from anovl_plugin.scoring.image_score import CombinedScore, GlobalScore, MapScore
 from anovl_plugin.vision import backbone as backbones
-from tests.helpers import trees
-from tests.helpers.runs import Predictions, assert_same, quiet_engine, run_predict, run_test
+from tests.helpers import image_datasets
+from tests.helpers.engine_runs import Predictions, assert_same, quiet_engine, run_predict, run_test
 
 # Every setting that a run can have, one by one, and all together.
 SETTINGS = {
@@ -53,18 +53,18 @@ class Written(NamedTuple):
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     root = tmp_path_factory.mktemp("photos")
-    trees.write_mvtec(root / "data")
+    image_datasets.write_mvtec(root / "data")
     return root
 
 
 @pytest.fixture(scope="module")
 def bare(photos):
-    return trees.write_bare(photos / "bare")
+    return image_datasets.write_bare(photos / "bare")
 
 
 @pytest.fixture(scope="module")
 def bottles(photos):
-    return lambda category="bottle": trees.MVTecAD(photos / "data", category, eval_batch_size=4, num_workers=0)
+    return lambda category="bottle": image_datasets.MVTecAD(photos / "data", category, eval_batch_size=4, num_workers=0)
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +235,7 @@ def test_a_setting_that_agrees_with_the_checkpoint_is_not_an_error(options, plai
 
 
 def test_the_category_of_the_data_must_be_the_checkpoint_s(plain, photos, bottles, tmp_path):
-    trees.write_mvtec(photos / "data", "cable")
+    image_datasets.write_mvtec(photos / "data", "cable")
     with pytest.raises(
         CheckpointError, match=r"^the data module's category is 'cable', but .* made with 'bottle', and its"
     ):
@@ -243,7 +243,7 @@ def test_the_category_of_the_data_must_be_the_checkpoint_s(plain, photos, bottle
 
 
 def test_data_without_a_category_keep_the_checkpoint_s_class(plain, photos, tmp_path):
-    folder = trees.folder(photos / "folder", masks=True)
+    folder = image_datasets.folder(photos / "folder", masks=True)
     model = AnoVL(visualizer=False)
     run_test(model, tmp_path, folder, ckpt_path=plain.path)
     assert model.model.text_bank.class_name == "bottle"
@@ -290,7 +290,7 @@ def test_a_setting_changed_on_purpose_starts_thresholds_again(change, write, wei
 
 
 def test_another_class_on_the_engine_starts_thresholds_again(weights_of, photos, bottles, tmp_path):
-    trees.write_mvtec(photos / "data", "cable")
+    image_datasets.write_mvtec(photos / "data", "cable")
     model = AnoVL("tiny-square", pretrained=weights_of("tiny-square"), visualizer=False)
     run_test(model, tmp_path / "one", bottles())
     assert model.post_processor.image_threshold != 0.5
@@ -308,7 +308,7 @@ def test_components_of_the_checkpoint_are_used(write, bare, tmp_path):
 
 
 def test_a_component_that_was_off_stays_off(weights_of, bottles, tmp_path):
-    images = trees.write_bare(tmp_path / "bare")
+    images = image_datasets.write_bare(tmp_path / "bare")
     source = {"backbone": "tiny-square", "pretrained": weights_of("tiny-square")}
     model = AnoVL(**source, image_size=40, pre_processor=False, post_processor=False, visualizer=False, evaluator=False)
     engine = quiet_engine(tmp_path / "test")

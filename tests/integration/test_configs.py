@@ -45,7 +45,7 @@ def test_command_of_header(path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """Make a Folder of sound and cracked bricks, without masks."""
+    """Return a Folder of normal and cracked bricks without masks."""
     root = tmp_path_factory.mktemp("images")
     make_category(root, "brick")
     return root / "brick"

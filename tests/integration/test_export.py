@@ -18,8 +18,9 @@ from torch.testing import assert_close
 
 from anovl_plugin import AnoVL, CombinedScore, ZeroShotPostProcessor
 from anovl_plugin.components import export
-from tests.helpers import trees
-from tests.helpers.runs import Predictions, gather, quiet_engine, run_test
+from tests.helpers import image_datasets
+from tests.helpers.engine_runs import Predictions, gather, quiet_engine, run_test
+from tests.helpers.tolerances import EXACT, EXPORTED
 
 FIELDS = ("pred_score", "anomaly_map", "pred_label", "pred_mask")
 
@@ -33,18 +34,12 @@ class Look(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def make(weights_of):
-    def make_model(**options: object) -> AnoVL:
-        return AnoVL("tiny-square", pretrained=weights_of("tiny-square"), visualizer=False, **options)
-
-    return make_model
-
-
-@pytest.fixture(scope="module")
 def look(tmp_path_factory):
-    """Give a function that tests a model on bottles, and has it predict photographs of several sizes."""
+    """Return a function that tests a model on bottles, then predicts photographs of several sizes."""
     root = tmp_path_factory.mktemp("look")
-    bottles = trees.MVTecAD(trees.write_mvtec(root / "data"), "bottle", eval_batch_size=4, num_workers=0)
+    bottles = image_datasets.MVTecAD(
+        image_datasets.write_mvtec(root / "data"), "bottle", eval_batch_size=4, num_workers=0
+    )
     photographs = [root / "bare" / name for name in ("0.png", "1.png", "2.png")]
     photographs[0].parent.mkdir()
     for path, (height, width) in zip(photographs, [(70, 90), (200, 131), (24, 32)], strict=True):
@@ -88,8 +83,8 @@ KINDS = {"torch": of_torch, "onnx": of_onnx, "openvino": of_openvino}
 
 def assert_says_the_same(found: dict, expected: Predictions, threshold: float = 0.5) -> None:
     score, anomaly_map, label, mask = (torch.as_tensor(found[name]) for name in FIELDS)
-    assert_close(score.flatten(), expected.score, rtol=0, atol=1e-4)
-    assert_close(anomaly_map.squeeze(), expected.map.squeeze(), rtol=0, atol=1e-4)
+    assert_close(score.flatten(), expected.score, **EXPORTED)
+    assert_close(anomaly_map.squeeze(), expected.map.squeeze(), **EXPORTED)
     assert label.dtype == mask.dtype == torch.bool
     sure = (expected.score - threshold).abs() > 1e-4
     assert torch.equal(label.flatten()[sure], expected.label[sure])
@@ -100,7 +95,7 @@ def assert_says_the_same(found: dict, expected: Predictions, threshold: float = 
 
 @pytest.fixture(scope="module")
 def exported(tested, tmp_path_factory):
-    """Give a function that exports the tested model, once for each kind."""
+    """Return a function that exports the tested model, once per export type."""
     folder = tmp_path_factory.mktemp("exported")
     return cache(lambda kind: quiet_engine(folder).export(tested.model, kind, folder))
 
@@ -123,7 +118,7 @@ def test_openvino_takes_images_of_one_size(tested, tmp_path, monkeypatch):
     images = torch.rand(2, 3, 32, 32)
     found, expected = inferencer.model(images.numpy()), tested.model.eval()(images)
     for name in ("pred_score", "anomaly_map"):
-        assert_close(torch.from_numpy(found[name]), getattr(expected, name), rtol=0, atol=1e-4)
+        assert_close(torch.from_numpy(found[name]), getattr(expected, name), **EXPORTED)
 
 
 def test_takes_batches_of_any_size(tested, exported):
@@ -135,7 +130,7 @@ def test_takes_batches_of_any_size(tested, exported):
         expected = tested.model.eval()(images)
         assert found["pred_score"].shape == (count,)
         for name in ("pred_score", "anomaly_map"):
-            assert_close(torch.from_numpy(found[name]), getattr(expected, name), rtol=0, atol=1e-4)
+            assert_close(torch.from_numpy(found[name]), getattr(expected, name), **EXPORTED)
 
 
 def test_tiles_and_views_and_fixed_thresholds_are_exported(make, look, tmp_path):
@@ -159,7 +154,7 @@ def test_torch_export_is_exact_and_small(tested, exported):
     assert path.stat().st_size < 1_000_000
     images = torch.rand(2, 3, 44, 50)
     for one, other in zip(exported(images), tested.model.eval()(images), strict=True):
-        assert_close(one, other, rtol=0, atol=0)
+        assert_close(one, other, **EXACT)
 
 
 def test_torch_export_before_any_run(make, tmp_path):

@@ -7,6 +7,7 @@ from anomalib.engine import Engine
 
 from anovl_plugin import AnoVL, AnoVLModel
 from anovl_plugin.demo import DemoSurfaces
+from tests.helpers.tolerances import DEVICE, EXACT
 
 
 @pytest.mark.gpu
@@ -14,11 +15,11 @@ def test_bank_and_scores_on_a_gpu_equal_those_on_the_cpu():
     images = torch.rand(4, 3, 96, 96)
     expected = AnoVLModel("anovl-demo", class_name="brick")(images)
     model = AnoVLModel("anovl-demo").cuda()
-    model.setup("brick")
+    model.build_text_bank("brick")
     assert model.text_bank.state_embeddings.is_cuda
     result = model(images.cuda())
-    torch.testing.assert_close(result.anomaly_map.cpu(), expected.anomaly_map, atol=1e-3, rtol=0)
-    torch.testing.assert_close(result.pred_score.cpu(), expected.pred_score, atol=1e-3, rtol=0)
+    torch.testing.assert_close(result.anomaly_map.cpu(), expected.anomaly_map, **DEVICE)
+    torch.testing.assert_close(result.pred_score.cpu(), expected.pred_score, **DEVICE)
 
 
 @pytest.mark.gpu
@@ -36,5 +37,5 @@ def test_default_weights_are_those_of_the_paper():
     file = open_clip.download_pretrained({**tag, "hf_hub": ""})
     expected = AnoVLModel("ViT-B-16-plus-240", file, class_name="bottle")
     model = AnoVLModel(class_name="bottle")
-    torch.testing.assert_close(model.text_bank.state_embeddings, expected.text_bank.state_embeddings, atol=0, rtol=0)
+    torch.testing.assert_close(model.text_bank.state_embeddings, expected.text_bank.state_embeddings, **EXACT)
     assert model.image_size == (240, 240)

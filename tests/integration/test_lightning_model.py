@@ -14,39 +14,18 @@ from torchvision.transforms.v2.functional import normalize, resize
 
 from anovl_plugin import AnoVL, AnoVLModel
 from anovl_plugin.vision.backbone import BackboneError
-from tests.helpers import trees
-from tests.helpers.runs import assert_same, gather, quiet_engine, run_predict, run_test
+from tests.helpers import image_datasets
+from tests.helpers.engine_runs import assert_same, gather, quiet_engine, run_predict, run_test
+from tests.helpers.tolerances import EXACT, FLOAT32
 
 IMAGE_METRICS = {"image_AUROC", "image_F1Score"}
 ALL_METRICS = IMAGE_METRICS | {"pixel_AUROC", "pixel_F1Score"}
 DATA = {
-    "mvtec": (trees.mvtec, {}, "bottle", ALL_METRICS),
-    "visa": (trees.visa, {}, "candle", ALL_METRICS),
-    "folder": (trees.folder, {"masks": True}, "object", ALL_METRICS),
-    "maskless": (trees.folder, {"masks": False}, "object", IMAGE_METRICS),
+    "mvtec": (image_datasets.mvtec, {}, "bottle", ALL_METRICS),
+    "visa": (image_datasets.visa, {}, "candle", ALL_METRICS),
+    "folder": (image_datasets.folder, {"masks": True}, "object", ALL_METRICS),
+    "maskless": (image_datasets.folder, {"masks": False}, "object", IMAGE_METRICS),
 }
-
-
-@pytest.fixture
-def make(weights_of):
-    """Give a function that makes a model of tiny size without pictures."""
-
-    def make_model(backbone: str = "tiny-square", **options: object) -> AnoVL:
-        return AnoVL(backbone, pretrained=weights_of(backbone), **{"visualizer": False, **options})
-
-    return make_model
-
-
-@pytest.fixture(scope="module")
-def bottles(tmp_path_factory):
-    """Give a function that makes a data module of the same small MVTec AD tree."""
-    root = trees.write_mvtec(tmp_path_factory.mktemp("bottles"))
-    return lambda: trees.MVTecAD(root, "bottle", eval_batch_size=4, num_workers=0)
-
-
-@pytest.fixture(scope="module")
-def bare(tmp_path_factory):
-    return trees.write_bare(tmp_path_factory.mktemp("bare") / "shots")
 
 
 def states_for(weights_of, class_name):
@@ -137,8 +116,8 @@ def test_engine_equals_the_plain_model(backbone, make, weights_of, bare, tmp_pat
     plain = AnoVLModel(backbone, pretrained=weights_of(backbone), class_name="bolt")
     images = torch.stack([read_image(path, as_tensor=True) for path in sorted(bare.iterdir())])
     expected = plain(normalize(resize(images, list(plain.image_size), antialias=True), plain.mean, plain.std))
-    assert_close(found.score, expected.pred_score, rtol=0, atol=1e-6)
-    assert_close(found.map.reshape(expected.anomaly_map.shape), expected.anomaly_map, rtol=0, atol=1e-6)
+    assert_close(found.score, expected.pred_score, **FLOAT32)
+    assert_close(found.map.reshape(expected.anomaly_map.shape), expected.anomaly_map, **FLOAT32)
 
 
 def test_argument_beats_category(make, weights_of, bottles, tmp_path):
@@ -152,7 +131,7 @@ def test_second_category_rebuilds_the_bank(make, weights_of, bottles, bare, tmp_
     model = make()
     quiet_engine(tmp_path).validate(model, datamodule=bottles(), verbose=False)
     assert_close(model.model.text_bank.state_embeddings, states_for(weights_of, "bottle"))
-    cables = trees.mvtec(tmp_path / "cables", "cable")
+    cables = image_datasets.mvtec(tmp_path / "cables", "cable")
     quiet_engine(tmp_path).validate(model, datamodule=cables, verbose=False)
     run_predict(model, tmp_path, data_path=bare)
     assert model.model.text_bank.class_name == "cable"
@@ -233,7 +212,7 @@ def test_precision(precision, make, usual, bare, bottles, tmp_path):
     batches = quiet_engine(tmp_path, precision=precision).predict(model, data_path=bare, return_predictions=True)
     found = gather(batches)
     assert found.score.dtype == found.map.dtype == model.model.text_bank.state_embeddings.dtype == torch.float32
-    assert_close(model.model.text_bank.state_embeddings, states, rtol=0, atol=0)
+    assert_close(model.model.text_bank.state_embeddings, states, **EXACT)
     # Half precision moves the cosines in the third digit, and the spread scores by some hundredths.
     assert_close(found.score, expected.score, rtol=0, atol=1e-6 if precision[:2] in {"32", "64"} else 0.05)
     metrics = quiet_engine(tmp_path, precision=precision).test(model, datamodule=bottles(), verbose=False)

@@ -16,10 +16,10 @@ from torch.testing import assert_close
 from anovl_plugin.torch_model import AnoVLModel
 from tests.helpers import reference
 from tests.helpers.architectures import ARCHITECTURES, TINY
+from tests.helpers.tolerances import REFERENCE
 
 FOLDER = os.environ.get("ANOVL_OLD_OPEN_CLIP")
 ROOT = Path(__file__).parents[2]
-WITHIN = {"atol": 1e-5, "rtol": 0}
 # Writes what the older open_clip and the package on it make of images and sentences.
 SCRIPT = """
 import sys, torch, open_clip
@@ -68,20 +68,20 @@ def test_the_older_package_was_really_used(results):
 def test_both_paths_equal_the_reference_and_that_open_clip(name, results, weights_of):
     found = results[name]
     image, local = reference.vision_tokens(reference.load(name, weights_of(name))[0].visual, found["images"])
-    assert_close(found["image"], found["open_clip"], **WITHIN)
-    assert_close(found["image"], image.float(), **WITHIN)
-    assert_close(found["local"], local.float(), **WITHIN)
+    assert_close(found["image"], found["open_clip"], **REFERENCE)
+    assert_close(found["image"], image.float(), **REFERENCE)
+    assert_close(found["local"], local.float(), **REFERENCE)
 
 
 @pytest.mark.parametrize("name", TINY)
 def test_truncate_context_gives_what_the_full_one_gives(name, results):
-    assert_close(results[name]["truncated"], results[name]["full"], **WITHIN)
+    assert_close(results[name]["truncated"], results[name]["full"], **REFERENCE)
 
 
 @pytest.mark.parametrize("name", TINY)
 def test_model_gives_what_it_gives_on_this_open_clip(name, results, weights_of):
     found, model = results[name], AnoVLModel(name, pretrained=weights_of(name), class_name="bottle")
     here = model(found["images"])
-    assert_close(found["states"], model.text_bank.state_embeddings, **WITHIN)
-    assert_close(found["pred_score"], here.pred_score, **WITHIN)
-    assert_close(found["anomaly_map"], here.anomaly_map, **WITHIN)
+    assert_close(found["states"], model.text_bank.state_embeddings, **REFERENCE)
+    assert_close(found["pred_score"], here.pred_score, **REFERENCE)
+    assert_close(found["anomaly_map"], here.anomaly_map, **REFERENCE)

@@ -14,8 +14,9 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize
 from anovl_plugin import AnoVL
 from anovl_plugin.config import to_config
 from anovl_plugin.scoring.image_score import GlobalScore
-from tests.helpers import trees
-from tests.helpers.runs import Predictions, assert_same, quiet_engine, run_predict, run_test
+from tests.helpers import image_datasets
+from tests.helpers.engine_runs import Predictions, assert_same, quiet_engine, run_predict, run_test
+from tests.helpers.tolerances import EXACT
 
 
 class Run(NamedTuple):
@@ -29,23 +30,15 @@ class Run(NamedTuple):
     predictions: Predictions
 
 
-@pytest.fixture(scope="module")
-def make(weights_of):
-    def make_model(**options: object) -> AnoVL:
-        return AnoVL("tiny-square", pretrained=weights_of("tiny-square"), **{"visualizer": False, **options})
-
-    return make_model
-
-
-def bottles(data: Path) -> trees.MVTecAD:
-    return trees.MVTecAD(data, "bottle", eval_batch_size=4, num_workers=0)
+def bottles(data: Path) -> image_datasets.MVTecAD:
+    return image_datasets.MVTecAD(data, "bottle", eval_batch_size=4, num_workers=0)
 
 
 @pytest.fixture(scope="module")
 def run(make, tmp_path_factory):
     """Test a model on the bottles once; its predictions are of images without labels."""
     root = tmp_path_factory.mktemp("run")
-    data, bare = trees.write_mvtec(root / "data"), trees.write_bare(root / "bare")
+    data, bare = image_datasets.write_mvtec(root / "data"), image_datasets.write_bare(root / "bare")
     model = make()
     metrics = run_test(model, root / "results", bottles(data))
     (checkpoint,) = (root / "results").rglob("weights/lightning/*.ckpt")
@@ -88,7 +81,7 @@ def test_load_from_checkpoint(run, tmp_path):
     assert loaded.model.text_bank.class_name == "bottle"
     assert_same(run_predict(loaded, tmp_path, data_path=run.bare), run.predictions)
     images = torch.rand(2, 3, 44, 44)
-    assert_close(loaded.eval()(images).anomaly_map, run.model.eval()(images).anomaly_map, rtol=0, atol=0)
+    assert_close(loaded.eval()(images).anomaly_map, run.model.eval()(images).anomaly_map, **EXACT)
 
 
 def test_checkpoint_path_for_the_engine(run, make, tmp_path):
@@ -110,7 +103,7 @@ def test_loaded_model_learns_another_class(run, make):
     for model in (loaded, fresh):
         model.model.build_text_bank("cable")
     bank, expected = loaded.model.text_bank, fresh.model.text_bank
-    assert_close(bank.state_embeddings, expected.state_embeddings, rtol=0, atol=0)
+    assert_close(bank.state_embeddings, expected.state_embeddings, **EXACT)
 
 
 def test_checkpoint_of_a_changed_model(run, weights_of, tmp_path):
@@ -142,7 +135,7 @@ def test_copies(ready, clone, make):
         model.build_text_bank()
     images = torch.rand(2, 3, 32, 32)
     other = clone(model)
-    assert_close(other(images).anomaly_map, model(images).anomaly_map, rtol=0, atol=0)
+    assert_close(other(images).anomaly_map, model(images).anomaly_map, **EXACT)
     other.model.build_text_bank("nut")
     assert model.model.text_bank.class_name == "bolt"
     assert not torch.equal(other(images).anomaly_map, model(images).anomaly_map)

@@ -11,7 +11,7 @@ from skimage import data
 
 from anovl_plugin import AnoVL
 from tests.helpers.commands import run
-from tests.helpers.runs import assert_same, run_predict
+from tests.helpers.engine_runs import assert_same, run_predict
 
 MODEL = "--model AnoVL --model.backbone anovl-demo --model.class_name brick --model.domain texture"
 

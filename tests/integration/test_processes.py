@@ -18,7 +18,8 @@ from anovl_plugin.components.distributed import UnpaddedEvaluationSampler, unpad
 from anovl_plugin.demo import DemoSurfaces
 from anovl_plugin.scoring.image_score import CombinedScore
 from tests.helpers.commands import ROOT, run
-from tests.helpers.runs import quiet_engine, run_test
+from tests.helpers.engine_runs import quiet_engine, run_test
+from tests.helpers.tolerances import HALF_PRECISION, METRIC
 
 METRICS = ("image_AUROC", "image_F1Score", "pixel_AUROC", "pixel_F1Score")
 
@@ -46,7 +47,7 @@ def test_two_processes_find_what_one_finds(usual, surfaces, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     shown = dict(re.findall(r"(\w+_(?:AUROC|F1Score))\W+([\d.]+)", done.stdout))
     for name in METRICS:
-        assert float(shown[name]) == pytest.approx(usual[name], abs=1e-6)
+        assert float(shown[name]) == pytest.approx(usual[name], **METRIC)
     pictures = [path.relative_to(tmp_path) for path in tmp_path.rglob("images/*/*.png")]
     tested = list(surfaces().root.rglob("test/*/*.png"))
     assert sorted("/".join(path.parts[-2:]) for path in pictures) == sorted("/".join(p.parts[-2:]) for p in tested)
@@ -138,7 +139,7 @@ def test_half_precision(usual, surfaces, tmp_path):
     for name in ("image_AUROC", "pixel_AUROC"):
         assert metrics["bf16-mixed"][name] == pytest.approx(usual[name], abs=0.005)
     full, half = (torch.cat([batch.anomaly_map for batch in maps[precision]]) for precision in maps)
-    assert_close(half, full, rtol=0, atol=2e-2)
+    assert_close(half, full, **HALF_PRECISION)
     assert not torch.equal(half, full)
 
 

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from anovl_plugin.config import from_config, shown, to_builtin, to_config
 from anovl_plugin.scoring.adaptation import Adaptation, LinearAdapter, ResidualAdapter, TextAdapter
 from tests.helpers.adaptations import Center
-from tests.helpers.configs import CHOICES, error_of
+from tests.helpers.config_errors import CHOICES, error_of
 
 
 class PaintJob(ABC):

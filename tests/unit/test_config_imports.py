@@ -10,7 +10,7 @@ import pytest
 import anovl_plugin
 from anovl_plugin.config import from_config, to_config
 from anovl_plugin.scoring.adaptation import Adaptation
-from tests.helpers.configs import CHOICES, error_of
+from tests.helpers.config_errors import CHOICES, error_of
 
 
 @pytest.fixture

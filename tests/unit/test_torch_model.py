@@ -11,23 +11,19 @@ from anovl_plugin.torch_model import AnoVLModel, NonFiniteImageError
 from anovl_plugin.vision.backbone import load_backbone
 from tests.helpers import reference
 from tests.helpers.architectures import TINY
-
-WITHIN = {"atol": 1e-5, "rtol": 0}
-
-
-def images_for(model, number, seed=0):
-    return torch.randn(number, 3, *model.image_size, generator=torch.Generator().manual_seed(seed))
+from tests.helpers.random_tensors import images_for
+from tests.helpers.tolerances import HALF_PRECISION, REFERENCE
 
 
 @pytest.fixture(scope="module")
 def square(weights_of):
-    """Give a model that no test changes."""
+    """Return a model that no test changes."""
     return AnoVLModel("tiny-square", pretrained=weights_of("tiny-square"), class_name="bottle")
 
 
 @pytest.fixture
 def own(weights_of):
-    """Give a model without a class, to be changed."""
+    """Return a model without a class that tests may change."""
     return AnoVLModel("tiny-square", pretrained=weights_of("tiny-square"))
 
 
@@ -38,8 +34,8 @@ def test_scores_and_maps_equal_the_reference(name, weights_of):
     result = model(images)
     scores, maps = reference.published(name, weights_of(name), images, "bottle")
     assert result.pred_score.dtype == result.anomaly_map.dtype == torch.float32
-    assert_close(result.pred_score, reference.shown(scores, name, weights_of(name)).float(), **WITHIN)
-    assert_close(result.anomaly_map, reference.shown(maps, name, weights_of(name)).float(), **WITHIN)
+    assert_close(result.pred_score, reference.shown(scores, name, weights_of(name)).float(), **REFERENCE)
+    assert_close(result.anomaly_map, reference.shown(maps, name, weights_of(name)).float(), **REFERENCE)
 
 
 @pytest.mark.parametrize(("class_name", "domain"), [("leather", "auto"), ("metal_nut", "texture")])
@@ -48,8 +44,8 @@ def test_class_and_domain_reach_the_prompts(own, weights_of, class_name, domain)
     images, source = images_for(own, 1), ("tiny-square", weights_of("tiny-square"))
     scores, maps = reference.published(*source, images, class_name, domain)
     result = own(images)
-    assert_close(result.pred_score, reference.shown(scores, *source).float(), **WITHIN)
-    assert_close(result.anomaly_map, reference.shown(maps, *source).float(), **WITHIN)
+    assert_close(result.pred_score, reference.shown(scores, *source).float(), **REFERENCE)
+    assert_close(result.anomaly_map, reference.shown(maps, *source).float(), **REFERENCE)
 
 
 def test_shapes_and_range(square):
@@ -194,8 +190,8 @@ def test_a_result_does_not_depend_on_its_neighbors_or_its_place(square, seed, nu
     together = square(images[places])
     for position, place in enumerate(places):
         alone = square(images[place : place + 1])
-        assert_close(together.pred_score[position], alone.pred_score[0], **WITHIN)
-        assert_close(together.anomaly_map[position], alone.anomaly_map[0], **WITHIN)
+        assert_close(together.pred_score[position], alone.pred_score[0], **REFERENCE)
+        assert_close(together.anomaly_map[position], alone.anomaly_map[0], **REFERENCE)
 
 
 @settings(max_examples=5)
@@ -233,8 +229,8 @@ def test_autocast_gives_float32_close_to_the_full_precision(square):
         result = square(images)
     assert result.pred_score.dtype == result.anomaly_map.dtype == torch.float32
     full = square(images)
-    assert_close(result.pred_score, full.pred_score, atol=2e-2, rtol=0)
-    assert_close(result.anomaly_map, full.anomaly_map, atol=2e-2, rtol=0)
+    assert_close(result.pred_score, full.pred_score, **HALF_PRECISION)
+    assert_close(result.anomaly_map, full.anomaly_map, **HALF_PRECISION)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -245,8 +241,8 @@ def test_a_model_in_half_precision_gives_float32(own, square, dtype):
     result, full = own(images.to(dtype)), square(images)
     assert own.image_tower.visual.proj.dtype == dtype
     assert result.pred_score.dtype == result.anomaly_map.dtype == torch.float32
-    assert_close(result.pred_score, full.pred_score, atol=2e-2, rtol=0)
-    assert_close(result.anomaly_map, full.anomaly_map, atol=2e-2, rtol=0)
+    assert_close(result.pred_score, full.pred_score, **HALF_PRECISION)
+    assert_close(result.anomaly_map, full.anomaly_map, **HALF_PRECISION)
     own.build_text_bank("leather")
     assert own.text_bank.state_embeddings.dtype == torch.float32
 

@@ -15,6 +15,7 @@ from torch.testing import assert_close
 
 from anovl_plugin.components.image_file import Header, read_deep_image, read_header, read_image
 from tests.helpers.deep_images import gray_levels, write_16_bit_png
+from tests.helpers.tolerances import FLOAT32
 
 GRAY, COLOR = gray_levels(9, 7), gray_levels(9, 7, 3)
 RGBA = np.dstack([COLOR, GRAY])
@@ -66,7 +67,7 @@ def test_tiff_reads_as_its_8_bit_copy(name, tmp_path):
 def test_png_reads_as_its_8_bit_copy(pixels, channels, tmp_path):
     write_16_bit_png(tmp_path / "image.png", wide(pixels))
     assert read_header(tmp_path / "image.png").is_deep
-    assert_close(read_image(tmp_path / "image.png"), EXPECTED[channels], rtol=0, atol=1e-6)
+    assert_close(read_image(tmp_path / "image.png"), EXPECTED[channels], **FLOAT32)
 
 
 def test_low_bytes_count(tmp_path):

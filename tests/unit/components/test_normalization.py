@@ -10,6 +10,7 @@ from torchmetrics.functional.classification import binary_auroc
 
 from anovl_plugin.components.normalization import normalize
 from tests.helpers import reference_normalization
+from tests.helpers.tolerances import EXACT, FLOAT32
 
 SCORES = st.floats(0, 1, width=32, allow_subnormal=False)
 ODD = st.sampled_from([0.0, 1e-30, 1e-6, 0.5, 1 - 1e-6, 1 - 2**-24, 1.0])
@@ -36,7 +37,7 @@ def test_a_side_without_a_range_has_one_slope():
 @pytest.mark.parametrize("low_and_high", [(), (0.0, 1.0)])
 def test_threshold_of_a_half_without_a_range_changes_nothing(low_and_high):
     scores = torch.cat([torch.rand(10_000), torch.tensor([0.0, 1e-30, 0.5, 0.5 + 2**-24, 1 - 2**-24, 1.0])])
-    assert_close(normalized(scores, 0.5, *low_and_high), scores, rtol=0, atol=0)
+    assert_close(normalized(scores, 0.5, *low_and_high), scores, **EXACT)
 
 
 @given(st.lists(SCORES | ODD, min_size=1, max_size=9), THRESHOLDS, RANGES)
@@ -46,7 +47,7 @@ def test_agrees_with_the_reference(scores, threshold, low_and_high):
     expected = [
         reference_normalization.normalize(score, threshold.item(), low.item(), high.item()) for score in scores.tolist()
     ]
-    assert_close(normalize(scores, threshold, low, high), torch.tensor(expected), rtol=0, atol=1e-6)
+    assert_close(normalize(scores, threshold, low, high), torch.tensor(expected), **FLOAT32)
 
 
 @given(st.lists(SCORES | ODD, min_size=2, max_size=20), THRESHOLDS, RANGES)

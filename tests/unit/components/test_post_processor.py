@@ -14,13 +14,14 @@ from torch.testing import assert_close
 from anovl_plugin.components.normalization import normalize
 from anovl_plugin.components.post_processor import ZeroShotPostProcessor
 from tests.helpers.reference_normalization import undo
+from tests.helpers.tolerances import EXACT
 
 SCORES = st.floats(0, 1, width=32, allow_subnormal=False)
 SIDE = 8
 
 
 def batch_of(scores, maps=None, labels=None, masks=None):
-    """Make a batch whose maps and masks have one value an image."""
+    """Return a batch whose maps and masks have one value per image."""
     spread = lambda values: torch.tensor(values).float()[:, None, None].repeat(1, SIDE, SIDE)  # noqa: E731
     return ImageBatch(
         image=torch.zeros(len(scores), 3, SIDE, SIDE),
@@ -54,15 +55,15 @@ def looked_at(post, scores):
         if one is None or other is None:
             assert one is other
         else:
-            assert_close(torch.as_tensor(one).flatten(), other.flatten(), rtol=0, atol=0)
+            assert_close(torch.as_tensor(one).flatten(), other.flatten(), **EXACT)
     return forward
 
 
 def test_without_validation_scores_stay():
     maps, scores = torch.rand(3, 1, 4, 4), torch.tensor([0.2, 0.5, 0.7])
     found = ZeroShotPostProcessor()(InferenceBatch(pred_score=scores, anomaly_map=maps))
-    assert_close(found.pred_score, scores, rtol=0, atol=0)
-    assert_close(found.anomaly_map, maps, rtol=0, atol=0)
+    assert_close(found.pred_score, scores, **EXACT)
+    assert_close(found.anomaly_map, maps, **EXACT)
     assert found.pred_label.tolist() == [False, False, True]
     assert_close(found.pred_mask, maps > 0.5)
 
@@ -190,7 +191,7 @@ def test_reset_forgets_validation_but_not_given_thresholds():
     assert post.image_threshold == 0.5
     assert post.pixel_threshold.item() == pytest.approx(0.6)
     scores = torch.tensor([0.01, 0.4, 0.99])
-    assert_close(looked_at(post, scores).pred_score, scores, rtol=0, atol=0)
+    assert_close(looked_at(post, scores).pred_score, scores, **EXACT)
     validate(post, batch)
     assert post.image_threshold.item() == pytest.approx(0.4)
     assert post.image_max.item() == pytest.approx(0.7)
@@ -258,7 +259,7 @@ def test_thresholds_of_a_run_are_in_the_state():
     other.load_state_dict(post.state_dict())
     scores = torch.linspace(0, 1, 20)
     for one, two in zip(looked_at(post, scores), looked_at(other, scores), strict=True):
-        assert_close(one, two, rtol=0, atol=0)
+        assert_close(one, two, **EXACT)
     copied = pickle.loads(pickle.dumps(post))  # noqa: S301, its own bytes
     assert copied.image_threshold == post.image_threshold
 

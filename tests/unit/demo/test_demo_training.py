@@ -27,6 +27,7 @@ from anovl_plugin.demo.studies.train import (
     train,
 )
 from anovl_plugin.vision.backbone import DEMO_BACKBONE
+from tests.helpers.tolerances import EXACT
 
 SETTINGS = {"steps": 3, "images": 24, "batch": 2, "learning_rate": 1e-3, "seed": 3, "save_every": 1}
 
@@ -79,7 +80,7 @@ def test_resumed_run_equals_unbroken_run(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "training_step", step_as_it_is)
     train(tmp_path / "demo.safetensors", tmp_path, **SETTINGS)
     resumed, unbroken = load_file(tmp_path / "demo.safetensors"), load_file(trained / "demo.safetensors")
-    assert_close(resumed, unbroken, rtol=0, atol=0)
+    assert_close(resumed, unbroken, **EXACT)
 
 
 @pytest.mark.slow
@@ -92,7 +93,7 @@ def test_checkpoint_of_other_settings_is_an_error(trained):
 def test_finished_run_writes_its_weights_again(trained):
     weights = load_file(trained / "demo.safetensors")
     train(trained / "again.safetensors", trained, **SETTINGS)
-    assert_close(load_file(trained / "again.safetensors"), weights, rtol=0, atol=0)
+    assert_close(load_file(trained / "again.safetensors"), weights, **EXACT)
 
 
 def test_make_image_depends_on_the_seed_alone():

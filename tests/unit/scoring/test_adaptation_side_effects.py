@@ -9,13 +9,14 @@ from torch.nn.modules import module as torch_module
 
 from anovl_plugin.scoring.adaptation import adapt_tokens
 from anovl_plugin.torch_model import AnoVLModel
-from tests.helpers.adaptations import KINDS, Watch, both_kinds, make_text_bank, random_tokens
+from tests.helpers.adaptations import KINDS, Watch, both_kinds, make_text_bank
+from tests.helpers.random_tensors import noise
 
 
 @both_kinds
 @pytest.mark.parametrize("kept", [True, False])
 def test_tokens_and_bank_are_left_as_they_were(kind, kept):
-    tokens, bank = random_tokens(3, 9, 24).requires_grad_(kept), make_text_bank()
+    tokens, bank = noise(3, 9, 24).requires_grad_(kept), make_text_bank()
     before = [tensor.detach().clone() for tensor in (tokens, bank.state_embeddings, bank.prompt_embeddings)]
     result = adapt_tokens(kind(), tokens, bank)
     assert not result.requires_grad
@@ -26,9 +27,9 @@ def test_tokens_and_bank_are_left_as_they_were(kind, kept):
 
 
 def test_an_adaptation_that_writes_on_its_arguments_leaves_the_originals():
-    tokens, bank = random_tokens(3, 9, 24), make_text_bank()
+    tokens, bank = noise(3, 9, 24), make_text_bank()
     adapt_tokens(Watch(), tokens, bank)
-    assert torch.equal(tokens, random_tokens(3, 9, 24))
+    assert torch.equal(tokens, noise(3, 9, 24))
     assert torch.equal(bank.state_embeddings, make_text_bank().state_embeddings)
     assert torch.equal(bank.prompt_embeddings, make_text_bank().prompt_embeddings)
 
@@ -41,7 +42,7 @@ def count_of_tensors_with_gradient():
 
 
 def test_no_tensor_with_gradient_lives_on():
-    tokens, bank = random_tokens(3, 9, 24), make_text_bank()
+    tokens, bank = noise(3, 9, 24), make_text_bank()
     before = count_of_tensors_with_gradient()
     results = [adapt_tokens(kind(), tokens, bank) for kind in KINDS.values()]
     assert count_of_tensors_with_gradient() == before
@@ -69,7 +70,7 @@ def test_a_model_is_left_as_it_was(kind, mode, weights):
     model = AnoVLModel(weights[0], pretrained=weights[1], class_name="bottle", adaptation=kind(steps=2))
     before, hooks = copy.deepcopy(model.state_dict()), hooks_of(model)
     with mode():
-        result = model(random_tokens(3, 3, 32, 32))
+        result = model(noise(3, 3, 32, 32))
     assert not result.anomaly_map.requires_grad
     assert not result.pred_score.requires_grad
     assert all(weight.grad is None and not weight.requires_grad for weight in model.parameters())
@@ -83,7 +84,7 @@ def test_a_model_is_left_as_it_was(kind, mode, weights):
 def test_the_tower_never_enters_the_graph(kind, weights):
     model = AnoVLModel(weights[0], pretrained=weights[1], class_name="bottle", adaptation=kind(steps=2))
     model.image_tower.requires_grad_()
-    images = random_tokens(2, 3, 32, 32).requires_grad_()
+    images = noise(2, 3, 32, 32).requires_grad_()
     result = model(images)
     assert images.grad is None
     assert not result.anomaly_map.requires_grad
@@ -95,5 +96,5 @@ def test_a_model_gives_its_adaptation_tensors_outside_any_graph(weights):
     model = AnoVLModel(weights[0], pretrained=weights[1], class_name="bottle", adaptation=watch)
     model.image_tower.requires_grad_()
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        model(random_tokens(3, 3, 32, 32).requires_grad_())
+        model(noise(3, 3, 32, 32).requires_grad_())
     assert watch.sizes == [2, 1]

@@ -14,12 +14,13 @@ from torch.testing import assert_close
 from anovl_plugin import Adaptation, AnoVL, AnoVLModel, LinearAdapter, TextAdapter
 from anovl_plugin.scoring.image_score import CombinedScore, GlobalScore, MapScore
 from anovl_plugin.scoring.scores import map_score, to_probability
-from tests.helpers import reference, reference_adaptation, trees
+from tests.helpers import image_datasets, reference, reference_adaptation
 from tests.helpers.adaptations import Center, Watch
 from tests.helpers.commands import run
-from tests.helpers.runs import assert_same, quiet_engine, run_predict, run_test
+from tests.helpers.engine_runs import assert_same, quiet_engine, run_predict, run_test
+from tests.helpers.random_tensors import noise
+from tests.helpers.tolerances import EXACT, HALF_PRECISION, REFERENCE
 
-WITHIN = {"atol": 1e-5, "rtol": 0}
 KINDS = {"text": TextAdapter, "linear": LinearAdapter}
 both = pytest.mark.parametrize("kind", KINDS)
 # Strong enough to be seen in every number.
@@ -32,38 +33,19 @@ def source(weights_of):
 
 
 @pytest.fixture(scope="module")
-def make(source):
-    """Give a function that makes a model of tiny size without pictures."""
-
-    def make_model(**options: object) -> AnoVL:
-        return AnoVL(source[0], pretrained=source[1], **{"visualizer": False, **options})
-
-    return make_model
-
-
-@pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return trees.write_mvtec(tmp_path_factory.mktemp("bottles"))
-
-
-@pytest.fixture(scope="module")
-def bare(tmp_path_factory):
-    return trees.write_bare(tmp_path_factory.mktemp("bare") / "shots")
+    return image_datasets.write_mvtec(tmp_path_factory.mktemp("bottles"))
 
 
 def bottles(data, eval_batch_size=4):
-    return trees.MVTecAD(data, "bottle", eval_batch_size=eval_batch_size, num_workers=0)
-
-
-def images_for(number, seed=0):
-    return torch.randn(number, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+    return image_datasets.MVTecAD(data, "bottle", eval_batch_size=eval_batch_size, num_workers=0)
 
 
 # In plain torch
 
 
 def reference_map(kind, source, images, class_name, **options):
-    """Give the shown map of one adaptation, (B, 1, H, W), by the slow references alone."""
+    """Return the displayed map after adaptation, (B, 1, H, W), from the slow references alone."""
     clip, _ = reference.load(*source)
     states, prompts = reference.text_bank(*source, class_name)
     maps = []
@@ -77,16 +59,16 @@ def reference_map(kind, source, images, class_name, **options):
 @both
 @pytest.mark.parametrize("options", [{}, {"steps": 2, "seed": 3}], ids=str)
 def test_map_equals_the_reference(kind, options, source):
-    images = images_for(2)
+    images = noise(2, 3, 32, 32)
     result = AnoVLModel(source[0], pretrained=source[1], class_name="bottle", adaptation=KINDS[kind](**options))(images)
     expected = reference_map(kind, source, images, "bottle", **options)
     assert result.anomaly_map.dtype == torch.float32
-    assert_close(result.anomaly_map, expected.float(), **WITHIN)
+    assert_close(result.anomaly_map, expected.float(), **REFERENCE)
 
 
 @both
 def test_map_changes_and_score_does_not(kind, source):
-    images = images_for(3)
+    images = noise(3, 3, 32, 32)
     plain = AnoVLModel(source[0], pretrained=source[1], class_name="bottle")(images)
     adapted = AnoVLModel(source[0], pretrained=source[1], class_name="bottle", adaptation=KINDS[kind]())(images)
     assert torch.equal(adapted.pred_score, plain.pred_score)
@@ -95,7 +77,7 @@ def test_map_changes_and_score_does_not(kind, source):
 
 
 def test_views_of_an_image_are_not_adapted(source):
-    images, options = images_for(2), {"image_score": GlobalScore(["image", "flip"])}
+    images, options = noise(2, 3, 32, 32), {"image_score": GlobalScore(["image", "flip"])}
     plain = AnoVLModel(source[0], pretrained=source[1], class_name="bottle", **options)(images)
     adapted = AnoVLModel(source[0], pretrained=source[1], class_name="bottle", adaptation=STRONG, **options)(images)
     assert torch.equal(adapted.pred_score, plain.pred_score)
@@ -104,7 +86,7 @@ def test_views_of_an_image_are_not_adapted(source):
 @both
 @pytest.mark.parametrize("image_score", [MapScore(0.1), CombinedScore(top_fraction=0.1)])
 def test_a_score_of_the_map_is_that_of_the_adapted_map(kind, image_score, source):
-    images, options = images_for(3), {"image_score": image_score}
+    images, options = noise(3, 3, 32, 32), {"image_score": image_score}
     plain = AnoVLModel(source[0], pretrained=source[1], class_name="bottle", **options)(images)
     model = AnoVLModel(source[0], pretrained=source[1], class_name="bottle", adaptation=KINDS[kind](), **options)
     adapted = model(images)
@@ -115,11 +97,11 @@ def test_a_score_of_the_map_is_that_of_the_adapted_map(kind, image_score, source
     if isinstance(image_score, CombinedScore):
         itself = AnoVLModel(source[0], pretrained=source[1], class_name="bottle")(images).pred_score.double() - 0.5
         score = (score + model.image_tower.temperature * 2 * itself / (1 - 2 * itself.abs())) / 2
-    assert_close(adapted.pred_score, to_probability(score, model.image_tower.temperature).float(), **WITHIN)
+    assert_close(adapted.pred_score, to_probability(score, model.image_tower.temperature).float(), **REFERENCE)
 
 
 def test_a_users_own_adaptation_reaches_the_map(source):
-    images = images_for(2)
+    images = noise(2, 3, 32, 32)
     plain, none, half = (
         AnoVLModel(source[0], pretrained=source[1], class_name="bottle", adaptation=each)(images).anomaly_map
         for each in (None, Center(0.0), Center(0.5))
@@ -133,12 +115,12 @@ def test_a_class_set_up_in_inference_mode_can_be_adapted_to(kind, source):
     model = AnoVLModel(source[0], pretrained=source[1], adaptation=KINDS[kind]())
     with torch.inference_mode():
         model.build_text_bank("bottle")
-        inside = model(images_for(2))
+        inside = model(noise(2, 3, 32, 32))
     # So that a checkpoint can be loaded into it afterwards.
     assert not model.text_bank.state_embeddings.is_inference()
     outside, plain = (
-        model(images_for(2)),
-        AnoVLModel(source[0], pretrained=source[1], class_name="bottle", adaptation=KINDS[kind]())(images_for(2)),
+        model(noise(2, 3, 32, 32)),
+        AnoVLModel(source[0], pretrained=source[1], class_name="bottle", adaptation=KINDS[kind]())(noise(2, 3, 32, 32)),
     )
     assert torch.equal(inside.anomaly_map, plain.anomaly_map)
     assert torch.equal(outside.anomaly_map, plain.anomaly_map)
@@ -147,7 +129,7 @@ def test_a_class_set_up_in_inference_mode_can_be_adapted_to(kind, source):
 @both
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_model_in_half_precision_adapts_in_float32(kind, dtype, source):
-    images = images_for(2)
+    images = noise(2, 3, 32, 32)
     full = AnoVLModel(source[0], pretrained=source[1], class_name="bottle", adaptation=KINDS[kind]())(
         images
     ).anomaly_map
@@ -157,11 +139,11 @@ def test_a_model_in_half_precision_adapts_in_float32(kind, dtype, source):
         .anomaly_map
     )
     assert half.dtype == torch.float32
-    assert_close(half, full, atol=2e-2, rtol=0)
+    assert_close(half, full, **HALF_PRECISION)
 
 
 def test_an_image_that_cannot_be_adapted_gets_its_plain_map(source):
-    images = images_for(3)
+    images = noise(3, 3, 32, 32)
     expected = AnoVLModel(source[0], pretrained=source[1], class_name="bottle")(images)
     model = AnoVLModel(source[0], pretrained=source[1], class_name="bottle", adaptation=Center(float("inf")))
     message = r"^the adaptation of 3 of 3 images is not finite; their maps are training-free$"
@@ -217,8 +199,8 @@ def test_predictions_do_not_depend_on_the_batch_size(kind, make, data, tmp_path)
         run_predict(make(adaptation=KINDS[kind](batch_size=size)), tmp_path / str(size), datamodule=bottles(data, size))
         for size in (1, 4)
     )
-    assert_close(one.score, four.score, **WITHIN)
-    assert_close(one.map, four.map, **WITHIN)
+    assert_close(one.score, four.score, **REFERENCE)
+    assert_close(one.map, four.map, **REFERENCE)
 
 
 @pytest.fixture(scope="module")
@@ -232,7 +214,7 @@ def test_precisions(precision, make, bare, full_precision, tmp_path):
     model = make(class_name="bolt", adaptation=TextAdapter())
     batches = quiet_engine(tmp_path, precision=precision).predict(model, data_path=bare, return_predictions=True)
     found = torch.cat([batch.anomaly_map for batch in batches]).as_subclass(torch.Tensor)
-    assert_close(found.float(), full_precision.map, atol=2e-2, rtol=0)
+    assert_close(found.float(), full_precision.map, **HALF_PRECISION)
 
 
 def test_a_graph_cannot_hold_an_adaptation(make, tmp_path):
@@ -337,7 +319,7 @@ def test_torch_export_adapts(make, tmp_path):
     exported = torch.load(model.to_torch(tmp_path), weights_only=False)["model"]
     assert exported.model.adaptation == STRONG
     images = torch.rand(2, 3, 44, 50)
-    assert_close(exported(images).anomaly_map, model.eval()(images).anomaly_map, rtol=0, atol=0)
+    assert_close(exported(images).anomaly_map, model.eval()(images).anomaly_map, **EXACT)
 
 
 # From the command line

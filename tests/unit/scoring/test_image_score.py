@@ -18,20 +18,17 @@ from anovl_plugin.scoring.image_score import CombinedScore, GlobalScore, ImageSc
 from anovl_plugin.scoring.scores import check_fraction, map_score
 from anovl_plugin.torch_model import AnoVLModel
 from anovl_plugin.vision import image_tower
-from tests.helpers import reference, reference_views, trees
-from tests.helpers.runs import assert_same, run_predict, run_test
+from tests.helpers import image_datasets, reference, reference_views
+from tests.helpers.engine_runs import assert_same, run_predict, run_test
+from tests.helpers.random_tensors import noise
+from tests.helpers.tolerances import FLOAT32, HALF_PRECISION, REFERENCE
 
-WITHIN = {"atol": 1e-5, "rtol": 0}
 FRACTIONS = [0, 0.001, 0.01, 0.1, 0.5, 1]
 VIEWS = ["single", "paper", ["flip", "rotate 22.5"]]
 SCORES = ["global", "map", "both"]
 WRONG_FRACTIONS = [-0.01, 1.01, 50, float("nan"), float("inf")]
 FRACTION_MESSAGE = r"^top_fraction is {}, but must be between 0 \(the highest pixel\) and 1 \(the whole map\)$"
 SETTINGS = {"image_score": CombinedScore(["image", "flip"], 0.25)}
-
-
-def noise(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def mean_of_highest(values, fraction):
@@ -47,7 +44,7 @@ def source(weights_of):
 
 @pytest.fixture(scope="module")
 def make(source):
-    """Give a function that makes a model of bottles, once for the same options: no test changes it."""
+    """Return a function that creates a model of bottles once per set of options; no test changes it."""
     bank, models = AnoVLModel(source[0], pretrained=source[1], class_name="bottle").text_bank, {}
 
     def make_model(**options: object) -> AnoVLModel:
@@ -68,7 +65,7 @@ def images():
 
 @pytest.fixture(scope="module")
 def score_view(source):
-    """Give the reference's p(abnormal) of one image or view (3, 32, 32)."""
+    """Return the reference's p(abnormal) of one image or view (3, 32, 32)."""
     states, _ = reference.text_bank(*source, "bottle")
     vision = reference.Vision(reference.load(*source)[0].visual)
     return lambda view: reference.p_abnormal(vision(view)[0], states)
@@ -87,7 +84,7 @@ def published(source, images):
 
 @pytest.fixture
 def traffic(monkeypatch):
-    """Give a function that watches a model: how many images its two kinds of pass are given, call by call."""
+    """Return a function that returns the batch sizes of all calls, with and without the value-wise path."""
     two_paths, ordinary = [], []
 
     def spy_on(name, calls):
@@ -111,7 +108,7 @@ def test_the_score_of_a_map_is_the_mean_of_its_highest_pixels(size, fraction):
     expected = torch.tensor([mean_of_highest(each, fraction) for each in maps])
     scores = map_score(maps, fraction)
     assert scores.shape == (3,)
-    assert_close(scores, expected, atol=1e-6, rtol=0)
+    assert_close(scores, expected, **FLOAT32)
 
 
 @settings(max_examples=25)
@@ -119,7 +116,7 @@ def test_the_score_of_a_map_is_the_mean_of_its_highest_pixels(size, fraction):
 def test_the_score_of_a_map_is_that_of_a_plain_formula(seed, height, width, fraction):
     maps = noise(2, 1, height, width, seed=seed)
     expected = torch.tensor([mean_of_highest(each, fraction) for each in maps])
-    assert_close(map_score(maps, fraction), expected, atol=1e-6, rtol=0)
+    assert_close(map_score(maps, fraction), expected, **FLOAT32)
 
 
 def test_the_limits_are_the_highest_pixel_and_the_whole_map():
@@ -157,7 +154,7 @@ def test_the_papers_score_is_the_reference_over_22_views(make, source, images, o
     expected = reference.shown(over_the_papers_views, *source).float()
     result = make(image_score=GlobalScore("paper"))(images)
     assert result.pred_score.dtype == torch.float32
-    assert_close(result.pred_score, expected, **WITHIN)
+    assert_close(result.pred_score, expected, **REFERENCE)
     # The views count for so much more than that.
     assert (result.pred_score - make()(images).pred_score).abs().min() > 1e-3
 
@@ -165,7 +162,7 @@ def test_the_papers_score_is_the_reference_over_22_views(make, source, images, o
 def test_a_single_view_is_the_reference_of_the_image_alone(make, source, images, published):
     expected = reference.shown(published[0], *source).float()
     for views in ("single", ["image"], ["image"] * 3):
-        assert_close(make(image_score=GlobalScore(views))(images).pred_score, expected, **WITHIN)
+        assert_close(make(image_score=GlobalScore(views))(images).pred_score, expected, **REFERENCE)
 
 
 @pytest.mark.parametrize("place", range(4))
@@ -180,7 +177,7 @@ def test_own_views_are_averaged_wherever_the_image_stands(place, make, source, i
     ]
     expected = [sum(score_view(transform(image.double())) for transform in transforms) / 4 for image in images]
     score = make(image_score=GlobalScore(views))(images).pred_score
-    assert_close(score, reference.shown(torch.tensor(expected), *source).float(), **WITHIN)
+    assert_close(score, reference.shown(torch.tensor(expected), *source).float(), **REFERENCE)
 
 
 @pytest.mark.parametrize(("views", "weights"), [(["flip"], (0, 1)), (["image", "flip", "image"], (2, 1))])
@@ -188,14 +185,14 @@ def test_each_view_counts_as_often_as_it_is_listed(views, weights, make, source,
     pairs = [(score_view(image.double()), score_view(reference_views.flipped(image))) for image in images]
     expected = [(weights[0] * itself + weights[1] * flipped) / sum(weights) for itself, flipped in pairs]
     score = make(image_score=GlobalScore(views))(images).pred_score
-    assert_close(score, reference.shown(torch.tensor(expected), *source).float(), **WITHIN)
+    assert_close(score, reference.shown(torch.tensor(expected), *source).float(), **REFERENCE)
 
 
 @pytest.mark.parametrize("fraction", FRACTIONS)
 def test_the_map_scores_the_image(fraction, make, source, images, published):
     expected = torch.tensor([mean_of_highest(each, fraction) for each in published[1]])
     score = make(image_score=MapScore(fraction))(images).pred_score
-    assert_close(score, reference.shown(expected, *source).float(), **WITHIN)
+    assert_close(score, reference.shown(expected, *source).float(), **REFERENCE)
 
 
 @pytest.mark.parametrize("fraction", [0, 0.1])
@@ -205,7 +202,7 @@ def test_both_is_the_mean_of_token_and_map(views, fraction, make, source, images
     of_map = torch.tensor([mean_of_highest(each, fraction) for each in published[1]])
     expected = reference.shown((of_token + of_map) / 2, *source).float()
     score = make(image_score=CombinedScore(views, fraction))(images).pred_score
-    assert_close(score, expected, **WITHIN)
+    assert_close(score, expected, **REFERENCE)
 
 
 def test_the_three_scores_differ(make, images):
@@ -219,7 +216,7 @@ def test_the_map_is_of_the_image_alone(views, score, make, images, source, publi
     scores = {"global": GlobalScore(views), "map": MapScore(0.1), "both": CombinedScore(views, 0.1)}
     found = make(image_score=scores[score])(images).anomaly_map
     assert torch.equal(found, make()(images).anomaly_map)
-    assert_close(found, reference.shown(published[1], *source).float(), **WITHIN)
+    assert_close(found, reference.shown(published[1], *source).float(), **REFERENCE)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +248,7 @@ def test_a_score_does_not_depend_on_neighbors_or_place(make, seed, number, order
     together = model(images[places])
     assert torch.equal(together.pred_score, model(images[places].clone()).pred_score)
     for position, place in enumerate(places):
-        assert_close(together.pred_score[position], model(images[place : place + 1]).pred_score[0], **WITHIN)
+        assert_close(together.pred_score[position], model(images[place : place + 1]).pred_score[0], **REFERENCE)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -263,7 +260,7 @@ def test_views_in_half_precision_give_float32(dtype, make, images):
     half = deepcopy(model).to(dtype)(images)
     for result in (mixed, half):
         assert result.pred_score.dtype == torch.float32
-        assert_close(result.pred_score, full.pred_score, atol=2e-2, rtol=0)
+        assert_close(result.pred_score, full.pred_score, **HALF_PRECISION)
 
 
 def test_inference_mode_gives_the_same_bits_over_views(make, images):
@@ -330,7 +327,7 @@ class Run(NamedTuple):
 def run(source, tmp_path_factory):
     root = tmp_path_factory.mktemp("run")
     model = AnoVL(source[0], pretrained=source[1], visualizer=False, **SETTINGS)
-    metrics = run_test(model, root / "results", trees.mvtec(root / "data"))
+    metrics = run_test(model, root / "results", image_datasets.mvtec(root / "data"))
     (checkpoint,) = (root / "results").rglob("weights/lightning/*.ckpt")
     return Run(model, metrics, checkpoint)
 
@@ -339,8 +336,8 @@ def test_the_engine_scores_over_views_and_map(run, make, images):
     assert set(run.metrics) == {"image_AUROC", "image_F1Score", "pixel_AUROC", "pixel_F1Score"}
     assert all(0 <= value <= 1 for value in run.metrics.values())
     found, expected = run.model.model(images), make(**SETTINGS)(images)
-    assert_close(found.pred_score, expected.pred_score, **WITHIN)
-    assert_close(found.anomaly_map, expected.anomaly_map, **WITHIN)
+    assert_close(found.pred_score, expected.pred_score, **REFERENCE)
+    assert_close(found.anomaly_map, expected.anomaly_map, **REFERENCE)
 
 
 def test_a_checkpoint_brings_the_settings_back(run, images, tmp_path):
@@ -349,7 +346,7 @@ def test_a_checkpoint_brings_the_settings_back(run, images, tmp_path):
     loaded = AnoVL.load_from_checkpoint(run.checkpoint)
     assert loaded.model.image_score == SETTINGS["image_score"]
     assert torch.equal(loaded.model(images).pred_score, run.model.model(images).pred_score)
-    bare = trees.write_bare(tmp_path / "bare")
+    bare = image_datasets.write_bare(tmp_path / "bare")
     expected = run_predict(run.model, tmp_path / "one", data_path=bare)
     assert_same(run_predict(loaded, tmp_path / "two", data_path=bare), expected)
 
@@ -359,4 +356,4 @@ def test_the_settings_can_be_changed_when_a_checkpoint_is_loaded(run, make, imag
         loaded = AnoVL.load_from_checkpoint(run.checkpoint, image_score=GlobalScore("paper"))
     assert loaded.post_processor.image_threshold == 0.5 != run.model.post_processor.image_threshold
     expected = make(image_score=GlobalScore("paper"))(images).pred_score
-    assert_close(loaded.model(images).pred_score, expected, **WITHIN)
+    assert_close(loaded.model(images).pred_score, expected, **REFERENCE)

@@ -21,7 +21,9 @@ from anovl_plugin.scoring.adaptation import (
 from anovl_plugin.scoring.scores import cosine_difference
 from anovl_plugin.text.text_bank import TextBank
 from tests.helpers import reference_adaptation
-from tests.helpers.adaptations import KINDS, both_kinds, make_text_bank, random_tokens
+from tests.helpers.adaptations import KINDS, both_kinds, make_text_bank
+from tests.helpers.random_tensors import noise
+from tests.helpers.tolerances import FLOAT32, REFERENCE
 
 SIZES = [(1, 8, 3), (16, 24, 10), (5, 24, 924), (49, 64, 200)]
 SEEDS = st.integers(0, 2**31)
@@ -60,7 +62,7 @@ def in_float64(kind, tokens, bank, **options):
 @pytest.mark.parametrize("length", [0.1, 1.0])
 def test_adapted_tokens_equal_the_reference(kind, size, length):
     patches, width, num_prompts = size
-    tokens, bank = length * random_tokens(2, patches, width, seed=patches), make_text_bank(width, num_prompts)
+    tokens, bank = length * noise(2, patches, width, seed=patches), make_text_bank(width, num_prompts)
     result = adapt_tokens(kind(), tokens, bank)
     assert result.dtype == torch.float32
     assert result.shape == tokens.shape
@@ -85,7 +87,7 @@ def test_adapted_tokens_equal_the_reference(kind, size, length):
     ids=str,
 )
 def test_settings_reach_the_reference(kind, options):
-    tokens, bank = random_tokens(2, 9, 24), make_text_bank()
+    tokens, bank = noise(2, 9, 24), make_text_bank()
     result = adapt_tokens(kind(**options), tokens, bank)
     # Without noise, gradients are some 1e-12, and float32 leaves a share of AdamW's steps to chance.
     expected, within = expected_of(kind, tokens, bank, **options), 2e-4 if options == {"noise_std": 0.0} else 1e-5
@@ -102,7 +104,7 @@ def test_defaults_are_those_of_the_paper(kind):
 @both_kinds
 def test_adaptation_lowers_the_loss(kind):
     # Without noise the loss is least where both states are equally likely, so start far from there.
-    tokens, bank = random_tokens(3, 16, 24), make_text_bank()
+    tokens, bank = noise(3, 16, 24), make_text_bank()
     bank.state_embeddings = torch.eye(2, 24)
     tokens[..., 1] += 6
 
@@ -114,15 +116,15 @@ def test_adaptation_lowers_the_loss(kind):
 
 
 def test_without_learning_a_linear_adapter_is_one_matrix():
-    tokens, bank = random_tokens(3, 16, 24), make_text_bank()
+    tokens, bank = noise(3, 16, 24), make_text_bank()
     weight, bias, _ = reference_adaptation.draw(24, (16, 24), 0, 0, 0)
     expected = 0.5 * tokens + 0.5 * (F.normalize(tokens, dim=-1) @ weight.float().T + bias.float())
-    assert_close(adapt_tokens(LinearAdapter(learning_rate=0), tokens, bank), expected, atol=1e-6, rtol=0)
+    assert_close(adapt_tokens(LinearAdapter(learning_rate=0), tokens, bank), expected, **FLOAT32)
 
 
 @both_kinds
 def test_only_the_text_adapter_uses_the_prompts(kind):
-    tokens, bank, other = random_tokens(1, 4, 24), make_text_bank(), make_text_bank()
+    tokens, bank, other = noise(1, 4, 24), make_text_bank(), make_text_bank()
     other.prompt_embeddings = other.prompt_embeddings.flip(1)
     same = torch.equal(adapt_tokens(kind(), tokens, bank), adapt_tokens(kind(), tokens, other))
     assert same is (kind is LinearAdapter)
@@ -134,7 +136,7 @@ def test_only_the_text_adapter_uses_the_prompts(kind):
 @settings(max_examples=10)
 @given(kind=st.sampled_from(list(KINDS.values())), seed=SEEDS, drawn=st.integers(0, 50), number=st.integers(1, 4))
 def test_the_same_tokens_give_the_same_bits(kind, seed, drawn, number):
-    tokens, bank = random_tokens(number, 6, 16, seed=seed), make_text_bank(16)
+    tokens, bank = noise(number, 6, 16, seed=seed), make_text_bank(16)
     first = adapt_tokens(kind(seed=seed), tokens, bank)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(drawn)
@@ -146,7 +148,7 @@ def test_the_same_tokens_give_the_same_bits(kind, seed, drawn, number):
 @both_kinds
 def test_the_global_generator_is_left_alone(kind):
     state = torch.get_rng_state()
-    adapt_tokens(kind(), random_tokens(2, 6, 16), make_text_bank(16))
+    adapt_tokens(kind(), noise(2, 6, 16), make_text_bank(16))
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -159,33 +161,33 @@ def test_the_global_generator_is_left_alone(kind):
     order=st.randoms(use_true_random=False),
 )
 def test_a_result_does_not_depend_on_batch_order_or_neighbors(kind, seed, number, batch_size, order):
-    tokens, bank, places = random_tokens(number, 9, 24, seed=seed), make_text_bank(num_prompts=40), list(range(number))
+    tokens, bank, places = noise(number, 9, 24, seed=seed), make_text_bank(num_prompts=40), list(range(number))
     order.shuffle(places)
     together = adapt_tokens(kind(batch_size=batch_size), tokens[places], bank)
     for position, place in enumerate(places):
         alone = adapt_tokens(kind(), tokens[place : place + 1], bank)
-        assert_close(together[position], alone[0], atol=1e-5, rtol=0)
+        assert_close(together[position], alone[0], **REFERENCE)
 
 
 @settings(max_examples=10)
 @given(kind=st.sampled_from(list(KINDS.values())), seed=SEEDS, scale=st.sampled_from([0.0, 1e-3, 50.0]))
 def test_an_unusual_neighbor_changes_nothing(kind, seed, scale):
-    tokens, bank = random_tokens(2, 9, 24, seed=seed), make_text_bank()
+    tokens, bank = noise(2, 9, 24, seed=seed), make_text_bank()
     beside = torch.stack([tokens[0], scale * tokens[1]])
-    assert_close(adapt_tokens(kind(), beside, bank)[0], adapt_tokens(kind(), tokens[:1], bank)[0], atol=1e-5, rtol=0)
+    assert_close(adapt_tokens(kind(), beside, bank)[0], adapt_tokens(kind(), tokens[:1], bank)[0], **REFERENCE)
 
 
 @both_kinds
 def test_equal_images_get_equal_tokens(kind):
-    tokens = random_tokens(1, 9, 24).expand(5, -1, -1)
+    tokens = noise(1, 9, 24).expand(5, -1, -1)
     result = adapt_tokens(kind(batch_size=3), tokens, make_text_bank())
-    assert_close(result, result[:1].expand(5, -1, -1), atol=1e-5, rtol=0)
+    assert_close(result, result[:1].expand(5, -1, -1), **REFERENCE)
 
 
 @settings(max_examples=10)
 @given(kind=st.sampled_from(list(KINDS.values())), seeds=st.lists(SEEDS, min_size=2, max_size=2, unique=True))
 def test_another_seed_gives_another_result(kind, seeds):
-    tokens, bank = random_tokens(1, 6, 16), make_text_bank(16)
+    tokens, bank = noise(1, 6, 16), make_text_bank(16)
     one, other = (adapt_tokens(kind(seed=seed), tokens, bank) for seed in seeds)
     assert (one - other).abs().max() > 1e-3
 
@@ -227,7 +229,7 @@ def test_numpy_numbers_become_plain_numbers(kind):
 def test_bounds_are_accepted(kind):
     smallest, largest = kind(1, 0, 0, 0, 1), kind(1, 100, 100, 2**63 - 1, 2**63 - 1)
     for adapter in (smallest, largest):
-        assert adapt_tokens(adapter, random_tokens(2, 3, 8), make_text_bank(8)).isfinite().all()
+        assert adapt_tokens(adapter, noise(2, 3, 8), make_text_bank(8)).isfinite().all()
 
 
 # Subclasses
@@ -248,5 +250,5 @@ def test_a_users_own_residual_adapter_is_tuned():
         def decode(self, hidden, text_bank):  # noqa: ARG002
             return 0 * hidden
 
-    tokens = random_tokens(3, 9, 24)
-    assert_close(adapt_tokens(Still(), tokens, make_text_bank()), 0.5 * tokens, atol=1e-6, rtol=0)
+    tokens = noise(3, 9, 24)
+    assert_close(adapt_tokens(Still(), tokens, make_text_bank()), 0.5 * tokens, **FLOAT32)

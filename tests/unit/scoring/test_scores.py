@@ -11,16 +11,14 @@ from torch.testing import assert_close
 
 from anovl_plugin.scoring.scores import abnormality_margin, margin_map, to_probability
 from tests.helpers import reference
+from tests.helpers.random_tensors import noise
+from tests.helpers.tolerances import FLOAT32
 
 GRIDS = [((4, 4), (32, 32)), ((2, 3), (32, 48)), ((1, 5), (8, 33)), ((3, 1), (24, 8)), ((15, 15), (40, 50))]
 
 
-def noise(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
 def states_of(width, seed=1):
-    """Give two directions as close to each other as a CLIP's own states are."""
+    """Return two directions about as close to each other as a CLIP's state embeddings."""
     base = noise(width, seed=seed)
     return F.normalize(torch.stack([base, base + 0.1 * noise(width, seed=seed + 1)]), dim=-1)
 
@@ -31,7 +29,7 @@ def test_margin_is_the_reference_probability_less_a_half(length):
     expected = torch.tensor([[reference.p_abnormal(token, states) for token in row] for row in features])
     margins = abnormality_margin(features, states)
     assert margins.dtype == torch.float32
-    assert_close(0.5 + margins, expected, atol=1e-6, rtol=0)
+    assert_close(0.5 + margins, expected, **FLOAT32)
 
 
 def test_margin_is_the_softmax_of_the_cosines():
@@ -88,7 +86,7 @@ def test_a_constant_map_stays_constant():
 def test_probabilities_are_the_formula(unit):
     margins = noise(200) * 0.1
     expected = [0.5 + m / (2 * (abs(m) + unit)) for m in margins.tolist()]
-    assert_close(to_probability(margins, unit).double(), torch.tensor(expected, dtype=torch.float64), atol=1e-6, rtol=0)
+    assert_close(to_probability(margins, unit).double(), torch.tensor(expected, dtype=torch.float64), **FLOAT32)
 
 
 @settings(max_examples=10)
@@ -114,7 +112,7 @@ def test_swapped_states_give_the_complement():
     assert torch.equal(swapped, -margins)
     shown = to_probability(margin_map(margins, (4, 4), (32, 32)), 0.01)
     complement = to_probability(margin_map(swapped, (4, 4), (32, 32)), 0.01)
-    assert_close(complement, 1 - shown, atol=1e-6, rtol=0)
+    assert_close(complement, 1 - shown, **FLOAT32)
 
 
 @settings(max_examples=10)

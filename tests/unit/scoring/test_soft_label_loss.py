@@ -12,23 +12,25 @@ from torch.testing import assert_close
 from anovl_plugin.scoring.adaptation import soft_label_loss
 from anovl_plugin.scoring.scores import abnormality_margin, cosine_difference
 from tests.helpers import reference_adaptation
-from tests.helpers.adaptations import make_text_bank, random_tokens
+from tests.helpers.adaptations import make_text_bank
+from tests.helpers.random_tensors import noise
+from tests.helpers.tolerances import EXACT, FLOAT32, FLOAT64
 
 
 @pytest.mark.parametrize("length", [1e-3, 1.0, 1e3])
 def test_cosine_difference_is_the_log_odds_of_the_reference(length):
-    tokens, states = length * random_tokens(7, 24).double(), make_text_bank().state_embeddings.double()
+    tokens, states = length * noise(7, 24).double(), make_text_bank().state_embeddings.double()
     p = reference_adaptation.probabilities(tokens, states)
-    assert_close(cosine_difference(tokens, states), (p[:, 1] / p[:, 0]).log(), atol=1e-12, rtol=0)
+    assert_close(cosine_difference(tokens, states), (p[:, 1] / p[:, 0]).log(), **FLOAT64)
 
 
 def test_cosine_difference_is_the_difference_of_the_cosines():
-    tokens, states = random_tokens(2, 7, 24), make_text_bank().state_embeddings
+    tokens, states = noise(2, 7, 24), make_text_bank().state_embeddings
     cosines = F.cosine_similarity(tokens[:, :, None], states, dim=-1)
     differences = cosine_difference(tokens, states)
     assert differences.shape == (2, 7)
-    assert_close(differences, cosines[..., 1] - cosines[..., 0], atol=1e-6, rtol=0)
-    assert_close(cosine_difference(tokens, states.flip(0)), -differences, atol=0, rtol=0)
+    assert_close(differences, cosines[..., 1] - cosines[..., 0], **FLOAT32)
+    assert_close(cosine_difference(tokens, states.flip(0)), -differences, **EXACT)
 
 
 def test_opposite_states_differ_by_2():
@@ -53,14 +55,14 @@ def test_a_zero_token_has_no_difference(dtype):
 @given(seed=st.integers(0, 2**31), exponent=st.integers(-40, 15))
 def test_differences_stay_in_their_range_at_any_length(seed, exponent):
     states = torch.tensor([[-1.0, 0.0], [1.0, 0.0]])
-    differences = cosine_difference(10.0**exponent * random_tokens(50, 2, seed=seed), states)
+    differences = cosine_difference(10.0**exponent * noise(50, 2, seed=seed), states)
     assert differences.isfinite().all()
     assert (differences.abs() <= 2 + 1e-6).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_margins_are_float32_under_autocast(dtype):
-    tokens, states = random_tokens(5, 24), make_text_bank().state_embeddings
+    tokens, states = noise(5, 24), make_text_bank().state_embeddings
     expected = abnormality_margin(tokens, states)
     with torch.autocast("cpu", dtype):
         margins = abnormality_margin(tokens, states)
@@ -75,10 +77,10 @@ def probabilities_of(differences):
 @settings(max_examples=20)
 @given(seed=st.integers(0, 2**31), size=st.sampled_from([1e-3, 0.1, 1.0, 2.0]), patches=st.integers(1, 9))
 def test_loss_is_that_of_the_reference(seed, size, patches):
-    clean, noisy = size * random_tokens(2, 3, patches, seed=seed).double()
+    clean, noisy = size * noise(2, 3, patches, seed=seed).double()
     pairs = zip(probabilities_of(clean), probabilities_of(noisy), strict=True)
     expected = torch.stack([reference_adaptation.loss(*pair) for pair in pairs])
-    assert_close(soft_label_loss(clean, noisy), expected, atol=1e-12, rtol=0)
+    assert_close(soft_label_loss(clean, noisy), expected, **FLOAT64)
     assert_close(soft_label_loss(clean.float(), noisy.float()), expected.float(), atol=2e-6, rtol=0)
 
 
@@ -90,17 +92,17 @@ def test_loss_is_the_formula():
         entropy = -abnormal * math.log(abnormal) - (1 - abnormal) * math.log(1 - abnormal)
         total += entropy / 2 + 0.5 * (-math.log(noisy_abnormal) - math.log(1 - abnormal)) / 2
     loss = soft_label_loss(torch.tensor([clean]), torch.tensor([noisy]))
-    assert_close(loss, torch.tensor([total]), atol=1e-6, rtol=0)
+    assert_close(loss, torch.tensor([total]), **FLOAT32)
 
 
 def test_loss_has_the_gradient_of_finite_differences():
-    clean, noisy = random_tokens(2, 3, 5).double()
+    clean, noisy = noise(2, 3, 5).double()
     assert torch.autograd.gradcheck(soft_label_loss, (clean.requires_grad_(), noisy.requires_grad_()))
 
 
 def test_loss_through_the_cosines_has_the_gradient_of_finite_differences():
-    tokens, states = random_tokens(2, 5, 24).double().requires_grad_(), make_text_bank().state_embeddings.double()
-    corrupted = 0.055 * random_tokens(2, 5, 24, seed=5).double()
+    tokens, states = noise(2, 5, 24).double().requires_grad_(), make_text_bank().state_embeddings.double()
+    corrupted = 0.055 * noise(2, 5, 24, seed=5).double()
 
     def loss(tokens):
         return soft_label_loss(cosine_difference(tokens, states), cosine_difference(tokens + corrupted, states))

@@ -22,6 +22,7 @@ from anovl_plugin.vision.backbone import (
     resize_positions,
 )
 from tests.helpers.architectures import TINY
+from tests.helpers.tolerances import EXACT
 
 OPENAI = (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
 OWN = ((0.5, 0.4, 0.3), (0.25, 0.2, 0.1))
@@ -59,8 +60,8 @@ def test_towers_give_what_open_clips_own_give(name, weights_of):
     clip.load_state_dict(load_file(weights_of(name)))
     clip.eval().requires_grad_(requires_grad=False)
     images, tokens = torch.randn(2, 3, *loaded.image_size), loaded.tokenizer(["rust", "a photo of a bottle"])
-    assert_close(loaded.visual(images), clip.encode_image(images), rtol=0, atol=0)
-    assert_close(loaded.clip.encode_text(tokens), clip.encode_text(tokens), rtol=0, atol=0)
+    assert_close(loaded.visual(images), clip.encode_image(images), **EXACT)
+    assert_close(loaded.clip.encode_text(tokens), clip.encode_text(tokens), **EXACT)
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -73,8 +74,8 @@ def test_each_side_needs_only_its_own_weights(name, weights_of, tmp_path):
     image = load_backbone(name, tmp_path / "image.safetensors", text=False)
     text = load_backbone(name, tmp_path / "text.safetensors", image=False)
     assert (image.clip, image.tokenizer, text.visual, text.fingerprint) == (None, None, None, None)
-    assert_close(image.visual.state_dict(), both.visual.state_dict(), rtol=0, atol=0)
-    assert_close(text.clip.state_dict(), both.clip.state_dict(), rtol=0, atol=0)
+    assert_close(image.visual.state_dict(), both.visual.state_dict(), **EXACT)
+    assert_close(text.clip.state_dict(), both.clip.state_dict(), **EXACT)
     assert text.tokenizer(["rust"]).equal(both.tokenizer(["rust"]))
     assert image.fingerprint == both.fingerprint
     for part in (image, text):
@@ -111,7 +112,7 @@ def test_loading_within_inference_mode_and_other_defaults(square):
             loaded, empty = load_backbone("tiny-square", square), build_visual(loaded.spec.config, (32, 32))
     finally:
         torch.set_default_dtype(torch.float32)
-    assert_close(towers_of(loaded), expected, rtol=0, atol=0)
+    assert_close(towers_of(loaded), expected, **EXACT)
     assert_close(loaded.clip.attn_mask, torch.full((77, 77), -torch.inf).triu(1))
     assert all((weight.dtype, weight.device.type) == (torch.float32, "cpu") for weight in empty.parameters())
 
@@ -233,7 +234,7 @@ def test_an_empty_tower_takes_the_weights_of_a_loaded_one(name, size, weights_of
     assert not any(weight.requires_grad for weight in visual.parameters())
     visual.load_state_dict(loaded.visual.state_dict())
     assert (visual.image_size, visual.grid_size) == (loaded.visual.image_size, loaded.visual.grid_size)
-    assert_close(visual(images), loaded.visual(images), rtol=0, atol=0)
+    assert_close(visual(images), loaded.visual(images), **EXACT)
 
 
 def test_an_empty_tower_of_another_kind_is_an_error(loaded):
@@ -250,7 +251,7 @@ def test_an_empty_tower_of_another_kind_is_an_error(loaded):
 def test_resizing_a_loaded_tower_is_loading_it_resized(loaded, square):
     resize_positions(loaded.visual, (48, 64), "tiny-square")
     other = load_backbone("tiny-square", square, (48, 64), text=False)
-    assert_close(loaded.visual.state_dict(), other.visual.state_dict(), rtol=0, atol=0)
+    assert_close(loaded.visual.state_dict(), other.visual.state_dict(), **EXACT)
 
 
 # What other packages bring.

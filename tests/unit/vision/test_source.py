@@ -21,6 +21,7 @@ from anovl_plugin.vision.backbone import (
     supported_architectures,
 )
 from tests.helpers.architectures import ARCHITECTURES, TINY
+from tests.helpers.tolerances import EXACT
 
 OPENAI = (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
 # Before, open_clip's list of weights had no quick_gelu to compare with; only `make test-oldest` runs such a one.
@@ -230,7 +231,7 @@ def test_a_repository_brings_weights_tokenizer_and_normalization(offline, square
     loaded = load_backbone(backbone, image_size=(48, 32))
     assert [list(loaded.mean), list(loaded.std)] == list(COLORS.values())
     assert loaded.image_size == (48, 32)
-    assert_close(loaded.visual.proj.data, load_file(square)["visual.proj"], rtol=0, atol=0)
+    assert_close(loaded.visual.proj.data, load_file(square)["visual.proj"], **EXACT)
     assert loaded.tokenizer(["rust"]).shape == (1, 77)
 
 
@@ -255,7 +256,7 @@ def test_a_folder_brings_weights_tokenizer_and_normalization(tmp_path, square):
     backbone = write_export(tmp_path, "tiny-square", square, **COLORS)
     loaded = load_backbone(backbone)
     assert [list(loaded.mean), list(loaded.std)] == list(COLORS.values())
-    assert_close(loaded.visual.proj.data, load_file(square)["visual.proj"], rtol=0, atol=0)
+    assert_close(loaded.visual.proj.data, load_file(square)["visual.proj"], **EXACT)
     assert loaded.tokenizer(["rust"]).shape == (1, 77)
     assert load_backbone(backbone, None, (48, 32)).image_size == (48, 32)
 

@@ -18,11 +18,11 @@ from anovl_plugin.vision import image_tower
 from anovl_plugin.vision.chunks import in_chunks
 from anovl_plugin.vision.tiles import OVERLAP, make_tiler, short_side
 from anovl_plugin.vision.value_attention import value_wise_forward
-from tests.helpers import reference, trees
-from tests.helpers.runs import run_predict, run_test
+from tests.helpers import image_datasets, reference
+from tests.helpers.engine_runs import run_predict, run_test
+from tests.helpers.tolerances import EXACT, REFERENCE
 
 TILE = 32
-WITHIN = {"atol": 1e-5, "rtol": 0}
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +64,8 @@ def test_maps_and_scores_equal_the_reference(tiles_per_side, size, counts, make,
     images, source = pictures(2, *size), ("tiny-square", weights_of("tiny-square"))
     result = make(tiles_per_side=tiles_per_side)(images)
     scores, maps = averaged(source[1], images, counts)
-    assert_close(result.pred_score, reference.shown(scores, *source).float(), **WITHIN)
-    assert_close(result.anomaly_map, reference.shown(maps, *source).float(), **WITHIN)
+    assert_close(result.pred_score, reference.shown(scores, *source).float(), **REFERENCE)
+    assert_close(result.anomaly_map, reference.shown(maps, *source).float(), **REFERENCE)
 
 
 @given(st.integers(32, 400), st.integers(32, 400))
@@ -96,14 +96,14 @@ def test_the_short_side_holds_as_many_tiles_as_asked(tiles_per_side, tile):
 def test_an_image_of_one_tile_is_scored_as_without_tiles(make):
     images = pictures(2, TILE, TILE)
     for one, other in zip(make(tiles_per_side=1)(images)[:2], make()(images)[:2], strict=True):
-        assert_close(one, other, rtol=0, atol=0)
+        assert_close(one, other, **EXACT)
 
 
 def test_images_do_not_affect_each_other(make):
     model, images = make(tiles_per_side=1, image_score="both"), pictures(3, 32, 70)
     together, alone = model(images), [model(image[None]) for image in images]
-    assert_close(together.pred_score, torch.cat([result.pred_score for result in alone]), **WITHIN)
-    assert_close(together.anomaly_map, torch.cat([result.anomaly_map for result in alone]), **WITHIN)
+    assert_close(together.pred_score, torch.cat([result.pred_score for result in alone]), **REFERENCE)
+    assert_close(together.anomaly_map, torch.cat([result.anomaly_map for result in alone]), **REFERENCE)
 
 
 @pytest.mark.parametrize("count", [1, 5])
@@ -118,7 +118,7 @@ def test_few_tiles_go_through_the_tower_at_once(count, make, monkeypatch):
     result = model(images)
     assert max(sizes) == count
     assert sum(sizes) == 2 * 5
-    assert_close(result.anomaly_map, expected.anomaly_map, **WITHIN)
+    assert_close(result.anomaly_map, expected.anomaly_map, **REFERENCE)
 
 
 def test_views_of_each_tile_are_averaged(make):
@@ -129,7 +129,7 @@ def test_views_of_each_tile_are_averaged(make):
     # The inverse of softsign gives the margins that are averaged.
     odds = 2 * shown - 1
     margins = whole.image_tower.temperature * odds / (1 - odds.abs())
-    assert_close(result.pred_score, to_probability(margins.mean(0), whole.image_tower.temperature), **WITHIN)
+    assert_close(result.pred_score, to_probability(margins.mean(0), whole.image_tower.temperature), **REFERENCE)
 
 
 def test_the_map_score_is_that_of_the_whole_map(make):
@@ -162,7 +162,9 @@ def test_adaptation_sees_all_tiles_of_an_image_together(make):
     mean = torch.cat(tokens, dim=1).mean(1, keepdim=True)
     margins = abnormality_margin(tokens[0] - mean, model.text_bank.state_embeddings)
     left = margin_map(margins, model.image_tower.visual.grid_size, model.image_size)
-    assert_close(result.anomaly_map[..., :12], to_probability(left, model.image_tower.temperature)[..., :12], **WITHIN)
+    assert_close(
+        result.anomaly_map[..., :12], to_probability(left, model.image_tower.temperature)[..., :12], **REFERENCE
+    )
 
 
 def test_errors(make, weights_of):
@@ -179,13 +181,15 @@ def test_errors(make, weights_of):
 
 
 def test_on_the_engine(weights_of, tmp_path):
-    images = trees.write_bare(tmp_path / "bare")
+    images = image_datasets.write_bare(tmp_path / "bare")
     model = AnoVL(
         "tiny-square", pretrained=weights_of("tiny-square"), class_name="bolt", tiles_per_side=2, visualizer=False
     )
     found = run_predict(model, tmp_path / "predict", data_path=images)
     assert min(found.map.shape[-2:]) == short_side(TILE, 2)
-    data = trees.MVTecAD(trees.write_mvtec(tmp_path / "data"), "bottle", eval_batch_size=2, num_workers=0)
+    data = image_datasets.MVTecAD(
+        image_datasets.write_mvtec(tmp_path / "data"), "bottle", eval_batch_size=2, num_workers=0
+    )
     metrics = run_test(model, tmp_path / "test", data)
     assert {"image_AUROC", "pixel_AUROC"} <= set(metrics)
     (checkpoint,) = (tmp_path / "test").rglob("*.ckpt")

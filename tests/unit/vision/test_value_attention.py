@@ -19,8 +19,8 @@ from anovl_plugin.vision.value_attention import (
 )
 from tests.helpers import reference
 from tests.helpers.architectures import TINY
-
-WITHIN = {"atol": 1e-5, "rtol": 0}
+from tests.helpers.random_tensors import images_for
+from tests.helpers.tolerances import FLOAT32, REFERENCE
 
 
 def roughened(module, seed=0):
@@ -39,10 +39,6 @@ def clip(request, weights_of):
 @pytest.fixture(scope="module")
 def visual(weights_of):
     return roughened(reference.load("tiny-square", weights_of("tiny-square"))[0].visual)
-
-
-def images_for(visual, number, seed=0):
-    return torch.randn(number, 3, *visual.image_size, generator=torch.Generator().manual_seed(seed))
 
 
 def changed(visual, key, part=slice(None)):
@@ -64,20 +60,20 @@ def test_both_paths_equal_the_reference(clip):
     tokens = value_wise_forward(clip.visual, images)
     image, local = reference.vision_tokens(clip.visual, images)
     assert tokens.patch_tokens.dtype == tokens.class_token.dtype == torch.float32
-    assert_close(tokens.class_token, image.float(), **WITHIN)
-    assert_close(tokens.patch_tokens, local.float(), **WITHIN)
+    assert_close(tokens.class_token, image.float(), **REFERENCE)
+    assert_close(tokens.patch_tokens, local.float(), **REFERENCE)
 
 
 def test_the_ordinary_path_is_that_of_open_clip(clip):
     images = images_for(clip.visual, 4)
     tokens = value_wise_forward(clip.visual, images)
-    assert_close(tokens.class_token, clip.visual(images), **WITHIN)
-    assert_close(tokens.class_token, clip.encode_image(images), **WITHIN)
+    assert_close(tokens.class_token, clip.visual(images), **REFERENCE)
+    assert_close(tokens.class_token, clip.encode_image(images), **REFERENCE)
 
 
 def test_the_ordinary_path_alone_is_that_of_open_clip(clip):
     images = images_for(clip.visual, 4)
-    assert_close(class_token_forward(clip.visual, images), clip.visual(images), **WITHIN)
+    assert_close(class_token_forward(clip.visual, images), clip.visual(images), **REFERENCE)
 
 
 def test_shapes_say_batch_patches_and_joint_width(clip):
@@ -108,9 +104,9 @@ def test_real_architecture_equals_the_reference():
     tokens = value_wise_forward(visual, images)
     image, local = reference.vision_tokens(visual, images)
     assert tokens.patch_tokens.shape == (1, 225, 640)
-    assert_close(tokens.class_token, image.float(), **WITHIN)
-    assert_close(tokens.patch_tokens, local.float(), **WITHIN)
-    assert_close(tokens.class_token, visual(images), **WITHIN)
+    assert_close(tokens.class_token, image.float(), **REFERENCE)
+    assert_close(tokens.patch_tokens, local.float(), **REFERENCE)
+    assert_close(tokens.class_token, visual(images), **REFERENCE)
 
 
 @pytest.mark.parametrize("key", ["mlp.c_fc.weight", "mlp.c_proj.weight", "mlp.c_proj.bias", "ln_2.weight", "ln_2.bias"])
@@ -127,7 +123,7 @@ def test_last_queries_and_keys_change_no_local_token(visual, key):
     images, width = images_for(visual, 2), visual.conv1.out_channels
     before = value_wise_forward(visual, images)
     after = value_wise_forward(changed(visual, f"transformer.resblocks.2.{key}", slice(2 * width)), images)
-    assert_close(before.patch_tokens, after.patch_tokens, atol=1e-6, rtol=0)
+    assert_close(before.patch_tokens, after.patch_tokens, **FLOAT32)
     assert (before.class_token - after.class_token).abs().max() > 1e-4
 
 
@@ -168,8 +164,8 @@ def test_local_path_starts_from_the_embedded_patches(visual):
     tower, images = shortened(visual, layers=0), images_for(visual, 2)
     start = tower.ln_post(embed_patches(tower, images)) @ tower.proj
     tokens = value_wise_forward(tower, images)
-    assert_close(tokens.patch_tokens, start[:, 1:], **WITHIN)
-    assert_close(tokens.class_token, start[:, 0], **WITHIN)
+    assert_close(tokens.patch_tokens, start[:, 1:], **REFERENCE)
+    assert_close(tokens.class_token, start[:, 0], **REFERENCE)
 
 
 def test_both_residuals_agree_where_queries_and_keys_are_the_values(visual):
@@ -177,7 +173,7 @@ def test_both_residuals_agree_where_queries_and_keys_are_the_values(visual):
     for weight in (block.attn.in_proj_weight, block.attn.in_proj_bias):
         weight[:width] = weight[width : 2 * width] = weight[2 * width :]
     ordinary, value_wise = attention_residuals(block, embed_patches(visual, images_for(visual, 2)))
-    assert_close(ordinary, value_wise, **WITHIN)
+    assert_close(ordinary, value_wise, **REFERENCE)
 
 
 @settings(max_examples=8)
@@ -188,8 +184,8 @@ def test_an_image_does_not_depend_on_its_neighbors_or_its_place(visual, seed, nu
     together = value_wise_forward(visual, images[places])
     for position, place in enumerate(places):
         alone = value_wise_forward(visual, images[place : place + 1])
-        assert_close(together.class_token[position], alone.class_token[0], **WITHIN)
-        assert_close(together.patch_tokens[position], alone.patch_tokens[0], **WITHIN)
+        assert_close(together.class_token[position], alone.class_token[0], **REFERENCE)
+        assert_close(together.patch_tokens[position], alone.patch_tokens[0], **REFERENCE)
 
 
 @settings(max_examples=5)

@@ -12,15 +12,11 @@ from torch.testing import assert_close
 from anovl_plugin.scoring.image_score import sum_over_views
 from anovl_plugin.vision.views import PAPER, SINGLE, identity, parse_view, parse_views
 from tests.helpers import reference_views
+from tests.helpers.random_tensors import noise
+from tests.helpers.tolerances import EXACT, FLOAT32, FLOAT64, REFERENCE, RESAMPLED
 
-# A sampled place is off by some 1e-6 of a pixel in float32, and neighboring pixels of noise differ by up to 6.
-WITHIN = {"atol": 5e-5, "rtol": 0}
 OWN = ["flip", "rotate 22.5", "image", "translate -0.3 0.1", "gray"]
 WORDS = "not one of: image, rotate DEGREES, translate X Y, flip, gray$"
-
-
-def noise(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def view_of(text, image):
@@ -72,7 +68,7 @@ def test_the_reference_samples_as_torch_does(angle):
     theta = [[cos, -sin, 0.4], [0.8 * sin, cos, -1.1]]
     grid = F.affine_grid(torch.tensor([theta], dtype=torch.float64), [1, 3, 12, 12], align_corners=True)
     expected = F.grid_sample(image[None], grid, padding_mode="reflection", align_corners=True)[0]
-    assert_close(reference_views.warp(image, theta), expected, atol=1e-12, rtol=0)
+    assert_close(reference_views.warp(image, theta), expected, **FLOAT64)
 
 
 @pytest.mark.parametrize("side", [16, 21])
@@ -81,7 +77,7 @@ def test_the_papers_views_are_those_of_the_reference(side):
     views = torch.stack([view(image[None])[0] for view in parse_views("paper")]).double()
     expected = reference_views.views(image)
     assert views.shape == expected.shape == (22, 3, side, side)
-    alike = torch.cdist(views.flatten(1), expected.flatten(1), p=math.inf) < WITHIN["atol"]
+    alike = torch.cdist(views.flatten(1), expected.flatten(1), p=math.inf) < RESAMPLED["atol"]
     assert (alike.sum(0) == 1).all()
     assert (alike.sum(1) == 1).all()
 
@@ -106,7 +102,7 @@ def test_a_single_view_is_the_image_itself():
 def test_rotate_turns_anti_clockwise(degrees):
     image = noise(3, 16, 16)
     expected = reference_views.turned(image, math.radians(degrees))
-    assert_close(view_of(f"rotate {degrees}", image), expected, **WITHIN)
+    assert_close(view_of(f"rotate {degrees}", image), expected, **RESAMPLED)
 
 
 @pytest.mark.parametrize(("degrees", "place"), [(0, (5, 9)), (90, (1, 5)), (180, (5, 1)), (270, (9, 5)), (-90, (9, 5))])
@@ -123,37 +119,37 @@ def test_a_dot_goes_to_the_side_that_the_sign_says(degrees, place):
 @pytest.mark.parametrize("turns", [1, 2, 3, -1, 4])
 def test_right_angles_are_those_of_torch(turns, side):
     images = noise(2, 3, side, side)
-    assert_close(parse_view(f"rotate {90 * turns}")(images), torch.rot90(images, turns, (2, 3)), **WITHIN)
+    assert_close(parse_view(f"rotate {90 * turns}")(images), torch.rot90(images, turns, (2, 3)), **RESAMPLED)
 
 
 @pytest.mark.parametrize("x", [0.2, -0.2, 0.1, 0.0])
 @pytest.mark.parametrize("y", [0.2, -0.1, -1.5, 2.0])
 def test_translate_moves_by_fractions_of_half_the_size(x, y):
     image = noise(3, 16, 16)
-    assert_close(view_of(f"translate {x} {y}", image), reference_views.moved(image, x, y), **WITHIN)
+    assert_close(view_of(f"translate {x} {y}", image), reference_views.moved(image, x, y), **RESAMPLED)
 
 
 @pytest.mark.parametrize(("x", "y", "place"), [(0.4, 0, (5, 7)), (0, 0.4, (7, 5)), (-0.2, 0.6, (8, 4))])
 def test_translate_moves_to_the_right_and_down(x, y, place):
     moved = parse_view(f"translate {x} {y}")(dot_at(5, 5))
-    assert_close(moved, dot_at(*place), **WITHIN)
+    assert_close(moved, dot_at(*place), **RESAMPLED)
 
 
 def test_what_comes_in_over_the_border_is_mirrored_without_repeating_it():
     image = torch.arange(5.0).expand(1, 1, 5, 5)
     moved = parse_view("translate 1 0")(image)
-    assert_close(moved[0, 0], torch.tensor([2.0, 1, 0, 1, 2]).expand(5, 5), **WITHIN)
+    assert_close(moved[0, 0], torch.tensor([2.0, 1, 0, 1, 2]).expand(5, 5), **RESAMPLED)
 
 
 def test_flip_is_left_to_right():
     image = noise(3, 9, 9)
     assert torch.equal(view_of("flip", image), reference_views.flipped(image))
-    assert_close(view_of("flip", image), image.flip(-1).double(), atol=0, rtol=0)
+    assert_close(view_of("flip", image), image.flip(-1).double(), **EXACT)
 
 
 def test_gray_weighs_red_green_and_blue():
     image = noise(3, 9, 9)
-    assert_close(view_of("gray", image), reference_views.gray(image), atol=1e-6, rtol=0)
+    assert_close(view_of("gray", image), reference_views.gray(image), **FLOAT32)
     colors = torch.eye(3)[:, :, None, None]
     weights = torch.tensor([0.299, 0.587, 0.114])
     assert_close(parse_view("gray")(colors), weights[:, None, None, None].expand(3, 3, 1, 1))
@@ -164,7 +160,7 @@ def test_images_that_are_not_square_keep_their_size(size):
     images = noise(2, 3, *size)
     for view in parse_views("paper"):
         assert view(images).shape == images.shape
-    assert_close(parse_view("rotate 180")(images), images.flip(-2, -1), **WITHIN)
+    assert_close(parse_view("rotate 180")(images), images.flip(-2, -1), **RESAMPLED)
 
 
 def test_half_of_width_and_height_are_counted_apart():
@@ -177,7 +173,7 @@ def test_half_of_width_and_height_are_counted_apart():
 def test_what_is_not_square_is_turned_and_not_sheared():
     image = torch.zeros(1, 1, 11, 21)
     image[..., 5, 14] = 1
-    assert_close(parse_view("rotate 90")(image)[0, 0, 1, 10], torch.tensor(1.0), **WITHIN)
+    assert_close(parse_view("rotate 90")(image)[0, 0, 1, 10], torch.tensor(1.0), **RESAMPLED)
 
 
 def test_own_lists_keep_their_order_and_repetitions():
@@ -206,7 +202,7 @@ def test_a_sum_over_views_is_that_of_a_loop(number, batch_size, count):
     total = sum_over_views(spy, images, views, batch_size)
     assert total.shape == (number,)
     assert total.dtype == torch.float32
-    assert_close(total, looped(images, views), atol=1e-5, rtol=0)
+    assert_close(total, looped(images, views), **REFERENCE)
     assert max(spy.lengths) <= batch_size
     assert sum(spy.lengths) == number * count
 
@@ -216,7 +212,7 @@ def test_a_sum_over_views_is_that_of_a_loop(number, batch_size, count):
 def test_no_more_images_than_the_batch_size_are_scored_at_once(number, count, batch_size):
     images, views, spy = noise(number, 3, 2, 2), (identity,) * count, Spy()
     total = sum_over_views(spy, images, views, batch_size)
-    assert_close(total, count * score_of(images), atol=1e-5, rtol=0)
+    assert_close(total, count * score_of(images), **REFERENCE)
     assert all(0 < length <= batch_size for length in spy.lengths)
     assert sum(spy.lengths) == number * count
 
@@ -235,7 +231,7 @@ def test_the_mean_over_the_papers_views_is_that_of_the_reference():
     images = noise(2, 3, 12, 12)
     total = sum_over_views(score_of, images, parse_views("paper"))
     expected = [reference_views.mean_over_views(lambda view: float(score_of(view[None])), image) for image in images]
-    assert_close(total.double() / 22, torch.tensor(expected, dtype=torch.float64), atol=1e-5, rtol=0)
+    assert_close(total.double() / 22, torch.tensor(expected, dtype=torch.float64), **REFERENCE)
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -245,7 +241,7 @@ def test_views_come_back_in_their_precision_and_are_made_in_float32(dtype, autoc
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         total = sum_over_views(spy, images, views)
     expected = torch.cat([view(images.float()).to(dtype) for view in views])
-    assert_close(torch.cat(spy.parts), expected, atol=0, rtol=0)
+    assert_close(torch.cat(spy.parts), expected, **EXACT)
     assert total.dtype == torch.float32
     assert spy.autocast == [autocast]
 
@@ -272,7 +268,7 @@ def test_a_view_does_not_depend_on_neighbors_or_place(text, seed, number, order)
     together = view(images[places])
     assert torch.equal(together, view(images[places].clone()))
     for position, place in enumerate(places):
-        assert_close(together[position], view(images[place : place + 1])[0], **WITHIN)
+        assert_close(together[position], view(images[place : place + 1])[0], **RESAMPLED)
 
 
 @settings(max_examples=10)

@@ -25,6 +25,7 @@ from anovl_plugin.vision.weights import (
     read_weights,
 )
 from tests.helpers.architectures import ARCHITECTURES
+from tests.helpers.tolerances import EXACT
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935\nsize 830000000\n"
 
@@ -56,9 +57,9 @@ def saved(tmp_path, weights, **changes):
 @pytest.mark.parametrize("name", ["weights.safetensors", "weights.pt", "weights.bin", "weights"])
 def test_the_content_decides_not_the_name(tmp_path, weights, name):
     save_file(weights, tmp_path / name)
-    assert_close(read_weights(tmp_path / name), weights, rtol=0, atol=0)
+    assert_close(read_weights(tmp_path / name), weights, **EXACT)
     torch.save(weights, tmp_path / name)
-    assert_close(read_weights(str(tmp_path / name)), weights, rtol=0, atol=0)
+    assert_close(read_weights(str(tmp_path / name)), weights, **EXACT)
 
 
 @pytest.mark.parametrize("is_zip", [True, False])
@@ -68,7 +69,7 @@ def test_layouts_of_saved_state_dicts(tmp_path, weights, is_zip, prefix, wrapped
     content = {prefix + name: tensor for name, tensor in weights.items()}
     content = {"epoch": 3, "state_dict": content} if wrapped else content
     torch.save(content, tmp_path / "weights.pt", _use_new_zipfile_serialization=is_zip)
-    assert_close(read_weights(tmp_path / "weights.pt"), weights, rtol=0, atol=0)
+    assert_close(read_weights(tmp_path / "weights.pt"), weights, **EXACT)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -78,7 +79,7 @@ def test_other_precisions_are_loaded_as_float32(tmp_path, weights, dtype, suffix
     save_file(cast, path) if suffix == "safetensors" else torch.save(cast, path)
     loaded = load_backbone("tiny-square", path)
     towers = {f"visual.{key}": value for key, value in loaded.visual.state_dict().items()} | loaded.clip.state_dict()
-    assert_close(towers, {name: tensor.float() for name, tensor in cast.items()}, rtol=0, atol=0)
+    assert_close(towers, {name: tensor.float() for name, tensor in cast.items()}, **EXACT)
 
 
 def test_a_scale_in_a_list_of_one(tmp_path, weights):
@@ -116,7 +117,7 @@ def test_loaded_weights_do_not_depend_on_the_file(tmp_path, weights):
     with (tmp_path / "weights.safetensors").open("r+b") as file:
         file.seek(8 + int.from_bytes(file.read(8), "little"))
         file.write(bytes(sum(tensor.nbytes for tensor in weights.values())))
-    assert_close(loaded.visual.proj.data, weights["visual.proj"], rtol=0, atol=0)
+    assert_close(loaded.visual.proj.data, weights["visual.proj"], **EXACT)
 
 
 # What is not a file of weights.
@@ -231,7 +232,7 @@ def write_script(path, trap, _):
 
 
 def as_folder(folder, file):
-    """Make a folder as open_clip exports it around a weights file."""
+    """Return a folder with a weights file, laid out as open_clip exports it."""
     model = json.loads((ARCHITECTURES / "tiny-square.json").read_text())
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": model, "preprocess_cfg": {}}))
     return f"local-dir:{file.parent}"

@@ -1,14 +1,14 @@
-"""Random numbers and images that are the same in every run."""
+"""Random tensors that are the same in every run."""
 
 import torch
 from torch import Tensor
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
-    """Return normally distributed numbers of a shape."""
+    """Return standard normal noise of a shape."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def images_for(model: object, number: int, seed: int = 0) -> Tensor:
-    """Return normalized images of noise, (number, 3, H, W), of a model's or an image tower's own size."""
+    """Return normalized noise images, (number, 3, H, W), in the input size of a model or an image tower."""
     return noise(number, 3, *model.image_size, seed=seed)

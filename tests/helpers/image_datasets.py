@@ -1,4 +1,4 @@
-"""Small image trees in the layouts that anomalib's data modules read."""
+"""Small image datasets in the layouts that anomalib's data modules read."""
 
 import csv
 from pathlib import Path
@@ -12,11 +12,11 @@ SIDE = 40
 NUM_IMAGES = 8
 
 
-def draw(rng: Generator, *, faulty: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a gray-green noise image and, where it is faulty, a bright square on it, with the square's mask."""
+def draw(rng: Generator, *, abnormal: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Draw an image of gray noise with a mask; on an abnormal image, the mask marks a bright square."""
     image = rng.integers(60, 120, (SIDE, SIDE, 3), dtype=np.uint8)
     mask = np.zeros((SIDE, SIDE), np.uint8)
-    if faulty:
+    if abnormal:
         row, column = rng.integers(4, SIDE - 16, 2)
         mask[row : row + 12, column : column + 12] = 255
         image[mask > 0] = (40, 220, 250)
@@ -31,31 +31,31 @@ def write_png(path: Path, pixels: np.ndarray) -> None:
 
 
 def write_images(
-    folder: Path, count: int, seed: int, masks: Path | None = None, suffix: str = "", *, faulty: bool = False
+    folder: Path, count: int, seed: int, masks: Path | None = None, suffix: str = "", *, abnormal: bool = False
 ) -> None:
-    """Write ``count`` numbered images, and their masks where a folder for them is given."""
+    """Write ``count`` numbered images, and their masks if a folder for them is given."""
     rng = default_rng(seed)
     for index in range(count):
-        image, mask = draw(rng, faulty=faulty)
+        image, mask = draw(rng, abnormal=abnormal)
         write_png(folder / f"{index:03d}.png", image)
         if masks is not None:
             write_png(masks / f"{index:03d}{suffix}.png", mask)
 
 
 def write_mvtec(root: Path, category: str = "bottle") -> Path:
-    """Write a category as MVTec AD lays it out and return the root."""
+    """Write a category in the layout of MVTec AD and return the root."""
     home = root / category
     write_images(home / "train" / "good", 2, seed=1)
     write_images(home / "test" / "good", 3, seed=2)
-    write_images(home / "test" / "broken", 3, 3, home / "ground_truth" / "broken", "_mask", faulty=True)
+    write_images(home / "test" / "broken", 3, 3, home / "ground_truth" / "broken", "_mask", abnormal=True)
     return root
 
 
 def write_visa(root: Path, category: str = "candle") -> Path:
-    """Write a category as VisA is downloaded, with the split file that anomalib sorts it by, and return the root."""
+    """Write a category in VisA's download layout, with the split file that anomalib reads, and return the root."""
     data = root / category / "Data"
     write_images(data / "Images" / "Normal", 5, seed=4)
-    write_images(data / "Images" / "Anomaly", 3, 5, data / "Masks" / "Anomaly", faulty=True)
+    write_images(data / "Images" / "Anomaly", 3, 5, data / "Masks" / "Anomaly", abnormal=True)
     normal, anomaly, masks = (
         f"{category}/Data/{part}" for part in ("Images/Normal", "Images/Anomaly", "Masks/Anomaly")
     )
@@ -71,12 +71,12 @@ def write_visa(root: Path, category: str = "candle") -> Path:
 def write_folder(root: Path, *, masks: bool) -> Path:
     """Write plain folders ``good``, ``bad`` and, if asked for, ``mask``, and return the root."""
     write_images(root / "good", 4, seed=6)
-    write_images(root / "bad", 4, 7, root / "mask" if masks else None, faulty=True)
+    write_images(root / "bad", 4, 7, root / "mask" if masks else None, abnormal=True)
     return root
 
 
 def write_bare(root: Path) -> Path:
-    """Write images that nothing is known about."""
+    """Write images without labels and return the root."""
     write_images(root, 2, seed=8)
     return root
 
@@ -90,7 +90,7 @@ def visa(root: Path, category: str = "candle") -> Visa:
 
 
 def folder(root: Path, *, masks: bool) -> Folder:
-    """Make a data module of plain folders; all faulty and two sound images are for testing."""
+    """Return a data module of plain folders that tests all abnormal images and two normal ones."""
     write_folder(root, masks=masks)
     return Folder(
         name="widgets",

@@ -1,4 +1,4 @@
-"""Errors of configs of adaptations, which several test modules check."""
+"""Error messages of ``from_config``."""
 
 import pytest
 
@@ -9,7 +9,7 @@ CHOICES = "LinearAdapter, TextAdapter, or the class path of your own subclass of
 
 
 def error_of(expected, value, base=Adaptation, **options):
-    """Return the message of the error, which must be one line."""
+    """Return the message of the expected error, and check that it is one line."""
     with pytest.raises(expected) as caught:
         from_config(value, base, **options)
     assert type(caught.value) is expected

@@ -8,10 +8,11 @@ from anomalib.engine import Engine
 from torch import Tensor
 
 from anovl_plugin import AnoVL
+from tests.helpers.tolerances import EXACT
 
 
 class Predictions(NamedTuple):
-    """What a model says of all images of a run, in order."""
+    """Predictions for all images of a run, in order."""
 
     score: Tensor
     map: Tensor
@@ -20,7 +21,7 @@ class Predictions(NamedTuple):
 
 
 def quiet_engine(root: Path, **trainer: object) -> Engine:
-    """Make an engine on the CPU that writes below ``root`` and prints nothing."""
+    """Return an engine on the CPU that writes below ``root`` and prints nothing."""
     return Engine(
         accelerator="cpu",
         devices=1,
@@ -50,4 +51,4 @@ def gather(batches: list) -> Predictions:
 
 def assert_same(actual: Predictions, expected: Predictions) -> None:
     for one, other in zip(actual, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=0)
+        torch.testing.assert_close(one, other, **EXACT)
