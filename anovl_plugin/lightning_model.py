@@ -1,5 +1,6 @@
 """AnoVL as an anomalib model: ``anomalib test --model AnoVL``."""
 
+import logging
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,6 +30,8 @@ from anovl_plugin.scoring.image_score import ImageScore, ImageScoreName
 from anovl_plugin.text.prompts import check_class_name
 from anovl_plugin.torch_model import AnoVLModel, NonFiniteImageError, check_images
 from anovl_plugin.vision.backbone import DEFAULT_BACKBONE, DEFAULT_PRETRAINED
+
+logger = logging.getLogger(__name__)
 
 FALLBACK_CLASS_NAME = "object"
 # How far beyond [0, 1] raw pixels may lie, as resizing can overshoot.
@@ -232,8 +235,11 @@ class AnoVL(TextBankExportMixin, CheckpointMixin, AnomalibModule):
         (of a checkpoint, if there is a data module), else ``object``.
         """
         before = self.model.text_bank.class_name
-        built = self.model.build_text_bank(self._resolve_class_name(), self.settings["domain"])
+        class_name, origin = self._resolve_class_name()
+        built = self.model.build_text_bank(class_name, self.settings["domain"])
         self.set_default_transform()
+        if built:
+            self._log_text_bank(origin)
         # Thresholds belong to the text bank they were set with.
         if built and before is not None and isinstance(self.post_processor, ZeroShotPostProcessor):
             self.post_processor.reset()
@@ -252,9 +258,28 @@ class AnoVL(TextBankExportMixin, CheckpointMixin, AnomalibModule):
             raise ValueError(msg) from None
         return batch.update(**predictions._asdict())
 
-    def _resolve_class_name(self) -> str:
+    def _resolve_class_name(self) -> tuple[str, str]:
+        """Return the current class and where its name comes from."""
         built = self.model.text_bank.class_name if self.datamodule is None else self.checkpoint_class
-        return self.settings["class_name"] or self.category or built or FALLBACK_CLASS_NAME
+        origins = {
+            "the class_name argument": self.settings["class_name"],
+            "the data module's category": self.category,
+            "the text bank that the model had": built,
+            "the fallback": FALLBACK_CLASS_NAME,
+        }
+        return next((class_name, origin) for origin, class_name in origins.items() if class_name)
+
+    def _log_text_bank(self, origin: str) -> None:
+        bank = self.model.text_bank
+        noun = self.model.prompts.noun(str(bank.class_name))
+        logger.info(
+            "Text bank of class %r (from %s), domain %r: %d sentences about %r.",
+            *(bank.class_name, origin, bank.domain, len(bank.prompt_embeddings), noun),
+        )
+        if origin == "the fallback":
+            logger.warning("Nothing says what the images show; scores are better with a class_name such as 'bottle'.")
+        elif not any(letter.isalpha() for letter in noun):
+            logger.warning("The prompts speak of %r; say what that is with a class_name or nouns in prompts.", noun)
 
 
 def _check_values(images: Tensor) -> None:

@@ -107,7 +107,7 @@ class AnoVLModel(nn.Module):
         super().__init__()
         if class_name is not None:
             check_class_name(class_name)
-        self.prompts = Prompts.load(prompts)
+        self.prompts = Prompts.load(to_builtin(prompts))
         self.prompts.resolve_domain(class_name or "object", domain)
         # What a checkpoint names need not be there: it may hold everything itself, and it must not import anything.
         trusted = not is_loading_checkpoint()

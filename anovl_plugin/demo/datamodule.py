@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from anomalib.data import MVTecAD
+from anomalib.data.utils import validate_path
 from numpy.random import default_rng
 from skimage import data, io
 
@@ -60,7 +61,7 @@ class DemoSurfaces(MVTecAD):
     The images are created on first use, always the same ones, in the folder layout of MVTec AD.
 
     Args:
-        root: Folder for the images. Default: a folder in anomalib's dataset cache.
+        root: Folder for the images, its path in ASCII. Default: a folder in anomalib's dataset cache.
         category: Surface, ``brick``, ``grass``, ``gravel`` or ``wood``. Default: ``brick``.
         train_batch_size: Images per training batch, at least 1. Default: 32.
         eval_batch_size: Images per validation or test batch, at least 1. Default: 32.
@@ -69,7 +70,8 @@ class DemoSurfaces(MVTecAD):
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If there is no such category, a number is out of range, or the root is not a folder.
+        ValueError: If there is no such category, a number is out of range, or the root is not a folder that anomalib
+            reads.
     """
 
     category: Category
@@ -85,8 +87,10 @@ class DemoSurfaces(MVTecAD):
     ) -> None:
         check_category(category)
         check_root(root)
+        root = get_datasets_dir() / f"DemoSurfaces-{VERSION}" if root is None else root
+        check_readable(root, category)
         super().__init__(
-            root=get_datasets_dir() / f"DemoSurfaces-{VERSION}" if root is None else root,
+            root=root,
             category=category,
             train_batch_size=whole_number("train_batch_size", train_batch_size, 1, 2**31 - 1),
             eval_batch_size=whole_number("eval_batch_size", eval_batch_size, 1, 2**31 - 1),
@@ -129,6 +133,16 @@ def check_root(root: object) -> None:
         raise ValueError(msg) from None
     if not is_folder:
         raise ValueError(msg)
+
+
+def check_readable(root: Path | str, category: Category) -> None:
+    """Raise an error if anomalib would not read images of a category from the root, whatever is there."""
+    try:
+        validate_path(Path(root) / category, should_exist=False)
+    except ValueError as error:
+        reason = str(error).partition(":")[0]
+        msg = f"root is {shown(str(root))}, but anomalib does not read from it ({reason}); use another, or link to it"
+        raise ValueError(msg) from None
 
 
 def first_existing(path: Path) -> Path:

@@ -13,12 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from anovl_plugin.config import shown
 from anovl_plugin.text.parts import DEFECT_TEMPLATE, OTHERS, PAPER, read_parts
 
-Domain = Literal["auto", "object", "texture"]
 # Far more than any context holds. A million characters would be a gigabyte of prompts.
 MAX_LENGTH = 1000
 
@@ -123,8 +122,9 @@ class Prompts:
         """
         if isinstance(prompts, Prompts):
             return prompts
-        is_paper = prompts is None or (isinstance(prompts, str) and prompts == PAPER)
-        return _paper() if is_paper else cls(**read_parts(prompts))
+        if prompts is None or (isinstance(prompts, str) and prompts == PAPER):
+            return _paper()
+        return cls(**read_parts(prompts))
 
     def to_dict(self) -> dict[str, Any] | None:
         """Return strings, lists and dictionaries that :meth:`load` reads; ``None`` for the paper's prompts.
@@ -145,6 +145,13 @@ class Prompts:
         Raises:
             TypeError: If the class name or the domain is not a string.
             ValueError: If ``domain`` is not one of the domains, or the class name is invalid.
+
+        Example:
+            >>> prompts = Prompts.load()
+            >>> [prompts.resolve_domain(class_name) for class_name in ("leather", "metal_nut")]
+            ['texture', 'object']
+            >>> prompts.resolve_domain("leather", "object")
+            'object'
         """
         check_class_name(class_name)
         known = ", ".join(map(shown, ["auto", *self.domains]))
@@ -231,17 +238,7 @@ class Prompts:
         )
 
 
-def resolve_domain(class_name: str, domain: Domain = "auto") -> str:
-    """Return the domain of a class by the paper's prompts, see :meth:`Prompts.resolve_domain`.
-
-    Example:
-        >>> resolve_domain("leather"), resolve_domain("metal_nut"), resolve_domain("leather", "object")
-        ('texture', 'object', 'object')
-    """
-    return _paper().resolve_domain(class_name, domain)
-
-
-def prompt_ensemble(class_name: str, domain: Domain = "auto") -> PromptEnsemble:
+def prompt_ensemble(class_name: str, domain: str = "auto") -> PromptEnsemble:
     """Return the paper's prompts of a class, see :meth:`Prompts.ensemble`.
 
     Returns:

@@ -336,8 +336,8 @@ BATCH_SIZE = whole_number(1, 2**31 - 1, "must be a whole number from 1 to 214748
 def is_folder_path(value: object) -> bool:
     if value is None:
         return True
-    is_name = str(value) != "" and "\0" not in str(value) and len(str(value)) < 200
-    return is_name and not str(value).startswith(__file__)
+    path = str(value)
+    return path != "" and path.isascii() and path.isprintable() and len(path) < 200 and not path.startswith(__file__)
 
 
 CONTRACTS: dict[Callable, dict[str, Kind]] = {
@@ -379,8 +379,16 @@ CONTRACTS: dict[Callable, dict[str, Kind]] = {
         "root": Kind(
             lambda value: value is None or isinstance(value, str | Path),
             is_folder_path,
-            ("must be the path of a folder",),
-            (Path(__file__), f"{__file__}/folder", "new", Path("new/newer"), "with a space", "Prüfbilder"),
+            ("must be the path of a folder", "use another, or link to it"),
+            (
+                Path(__file__),
+                f"{__file__}/folder",
+                "new",
+                Path("new/newer"),
+                "with a space",
+                "Prüfbilder",
+                "long/" * 110,
+            ),
         ),
         "category": choice(("brick", "grass", "gravel", "wood"), "must be one of brick, grass, gravel, wood"),
         "train_batch_size": BATCH_SIZE,

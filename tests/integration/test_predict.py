@@ -1,6 +1,7 @@
 """``anomalib predict`` on bare images of any kind, as a user types it: no labels, no fit, no checkpoint."""
 
 import shlex
+import shutil
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from skimage import data
 
 from anovl_plugin import AnoVL
 from tests.helpers.commands import run
-from tests.helpers.engine_runs import run_predict
+from tests.helpers.engine_runs import assert_same, run_predict
 
 MODEL = "--model AnoVL --model.backbone anovl-demo --model.class_name brick --model.domain texture"
 
@@ -60,3 +61,15 @@ def test_an_image_is_scored_alike_alone_and_in_a_folder(photographs, tmp_path):
     together = run_predict(model, tmp_path, data_path=photographs)
     alone = [run_predict(model, tmp_path, data_path=path).score for path in sorted(photographs.iterdir())]
     torch.testing.assert_close(together.score, torch.cat(alone))
+
+
+@pytest.mark.parametrize("name", ["Bilder äöü", "部品"])
+def test_a_folder_that_anomalib_rejects_is_read_through_a_link(name, photographs, tmp_path):
+    """README's limitations say so; remove the line there once anomalib reads such folders."""
+    shutil.copytree(photographs, tmp_path / name)
+    (tmp_path / "link").symlink_to(tmp_path / name)
+    model = AnoVL("anovl-demo", class_name="brick", domain="texture", visualizer=False)
+    with pytest.raises(ValueError, match="non-printable characters"):
+        run_predict(model, tmp_path, data_path=tmp_path / name)
+    found = run_predict(model, tmp_path, data_path=tmp_path / "link")
+    assert_same(found, run_predict(model, tmp_path, data_path=photographs))

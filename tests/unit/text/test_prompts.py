@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anovl_plugin.text.prompts import Prompts, fill_phrase, prompt_ensemble, resolve_domain
+from anovl_plugin.text.prompts import Prompts, fill_phrase, prompt_ensemble
 from tests.helpers import reference
 
 # Written by hand from the published lists. A stands for the article of the phrase P, and X for the state and the class.
@@ -158,21 +158,21 @@ def test_abnormal_sentence_of_a_texture_stands_at_its_place(index, sentence):
 
 @pytest.mark.parametrize("class_name", ["carpet", "grid", "leather", "tile", "wood"])
 def test_auto_domain_of_mvtec_textures_is_texture(class_name):
-    assert resolve_domain(class_name) == "texture"
+    assert Prompts.load().resolve_domain(class_name) == "texture"
     assert prompt_ensemble(class_name) == prompt_ensemble(class_name, "texture")
     assert not any("manufacturing" in prompt for prompt in prompt_ensemble(class_name).normal)
 
 
 @pytest.mark.parametrize("class_name", ["bottle", "Wood", "wooden", "metal_nut", "macaroni1", "object"])
 def test_auto_domain_of_everything_else_is_object(class_name):
-    assert resolve_domain(class_name) == "object"
+    assert Prompts.load().resolve_domain(class_name) == "object"
     assert prompt_ensemble(class_name) == prompt_ensemble(class_name, "object")
     assert not any("surface" in prompt or "textural" in prompt for prompt in prompt_ensemble(class_name).normal)
 
 
 def test_given_domain_overrules_the_class_name():
-    assert resolve_domain("leather", "object") == "object"
-    assert resolve_domain("bottle", "texture") == "texture"
+    assert Prompts.load().resolve_domain("leather", "object") == "object"
+    assert Prompts.load().resolve_domain("bottle", "texture") == "texture"
     assert "a manufacturing image of a normal wood" in prompt_ensemble("wood", "object").normal
 
 
