@@ -56,6 +56,7 @@ def test_checkpoint_holds_plain_data(run, weights_of):
         "image_score": to_config(GlobalScore()),
         "tiles_per_side": None,
         "adaptation": None,
+        "prompts": None,
         "save_backbone": False,
     }
     state = saved["state_dict"]
