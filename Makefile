@@ -34,7 +34,7 @@ typecheck: $(VENV)/installed  ## Check the types of the package
 test: $(VENV)/installed  ## Run all tests
 	$(PYTEST)
 
-test-fast: $(VENV)/installed  ## Run the unit tests but the slow ones
+test-fast: $(VENV)/installed  ## Run the unit tests except the slow ones
 	$(PYTEST) tests/unit -m "not slow"
 
 # The oldest open_clip that anomalib's own clip extra allows.

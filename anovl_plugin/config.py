@@ -1,7 +1,7 @@
-"""Pluggable parts of the model from and to plain data: what the command line, YAML files and checkpoints hold.
+"""Pluggable parts of the model to and from the plain data that commands, YAML files and checkpoints hold.
 
 A part is an instance of a dataclass whose fields are its settings. It has a base class, such as
-:class:`~anovl_plugin.scoring.adaptation.Adaptation`, after which the model's argument is named: ``adaptation``.
+:class:`~anovl_plugin.scoring.adaptation.Adaptation`, which gives the model's argument its name: ``adaptation``.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ _loading_checkpoint = ContextVar("loading_checkpoint", default=False)
 
 @contextmanager
 def loading_checkpoint() -> Iterator[None]:
-    """Mark what is built within as coming from a checkpoint, which may have been downloaded."""
+    """Mark what is built in this context as coming from a checkpoint, which may have been downloaded."""
     token = _loading_checkpoint.set(True)
     try:
         yield
@@ -32,7 +32,7 @@ def loading_checkpoint() -> Iterator[None]:
 
 
 def is_loading_checkpoint() -> bool:
-    """Return whether settings come from a checkpoint: then nothing is imported for them, and nothing looked for."""
+    """Return whether settings come from a checkpoint, for which nothing may be imported or looked up."""
     return _loading_checkpoint.get()
 
 

@@ -34,7 +34,7 @@ from anovl_plugin.vision.backbone import DEFAULT_BACKBONE, DEFAULT_PRETRAINED
 logger = logging.getLogger(__name__)
 
 FALLBACK_CLASS_NAME = "object"
-# How far beyond [0, 1] raw pixels may lie, as resizing can overshoot.
+# How far raw pixels may lie outside [0, 1], because resizing can overshoot.
 _PIXEL_TOLERANCE = 0.1
 
 
@@ -42,7 +42,7 @@ class AnoVL(TextBankExportMixin, CheckpointMixin, AnomalibModule):
     """AnoVL: zero-shot anomaly localization with vision-language models (arXiv 2308.15939).
 
     The constructor checks its arguments and loads nothing; the CLIP is loaded once, when it is first needed. With a
-    checkpoint, what is left at its default comes from the checkpoint, and what is set must agree with it.
+    checkpoint, arguments left at their defaults come from the checkpoint, and the others must agree with it.
 
     Args:
         backbone: The CLIP: an open_clip architecture, ``hf-hub:OWNER/NAME``, ``local-dir:FOLDER``, or ``anovl-demo``,
@@ -56,19 +56,19 @@ class AnoVL(TextBankExportMixin, CheckpointMixin, AnomalibModule):
             and ``anovl-demo`` bring their own. Default: ``laion400m_e32``.
         image_size: Height and width (or one number for both) in pixels that images are resized to, multiples of the
             CLIP's patch. Default: the size the CLIP was made for.
-        image_score: What scores an image: ``global``, its class token, which is the paper's; ``map``, its map;
-            ``both``, their mean; or ``GlobalScore``, ``MapScore``, ``CombinedScore`` with settings of their own.
-            Default: ``global``.
-        tiles_per_side: Square tiles of the CLIP's size along the short side of an image, 1 to 64, for large images and
-            small defects: 1 is the published procedure for VisA, more see finer; the long side uses as many more as it
-            needs. Default: none, an image is resized to one tile, whatever its shape.
-        adaptation: What adapts each image's patch tokens at test time, and so its map: ``TextAdapter`` (the paper's
-            for MVTec AD), ``LinearAdapter`` (for VisA), or the class path of your own. Default: nothing.
+        image_score: How an image is scored: ``global``, by its class token, as in the paper; ``map``, by its map;
+            ``both``, by the mean of the two; or ``GlobalScore``, ``MapScore``, ``CombinedScore`` with settings of their
+            own. Default: ``global``.
+        tiles_per_side: Number of square tiles of the CLIP's size along the short side of an image, 1 to 64, for large
+            images and small defects. 1 is the published procedure for VisA; more tiles show finer detail. The long side
+            gets as many as it needs. Default: none, images of any shape are resized to one tile.
+        adaptation: Test-time adaptation of each image's patch tokens, which changes its map: ``TextAdapter`` (the
+            paper's for MVTec AD), ``LinearAdapter`` (for VisA), or the class path of your own. Default: none.
         save_backbone: Whether to keep CLIP's image tower in checkpoints, which then take hundreds of MB but need no
             other source of weights. Default: no.
         pre_processor: Resizes and normalizes images. Default: what the CLIP needs.
-        post_processor: Sets thresholds and normalizes scores. Default: thresholds of 0.5, which validation data, where
-            there are any, adapt.
+        post_processor: Sets thresholds and normalizes scores. Default: thresholds of 0.5 until validation data set
+            them.
         evaluator: Computes metrics. Default: anomalib's, AUROC and F1 of images and pixels.
         visualizer: Draws the result pictures. Default: anomalib's.
 
@@ -118,7 +118,7 @@ class AnoVL(TextBankExportMixin, CheckpointMixin, AnomalibModule):
             adaptation=adaptation,
         )
         check_components(pre_processor, post_processor, evaluator, visualizer)
-        # anomalib copies all arguments, so they are checked before. These two, of anybody's class, need no copy.
+        # anomalib copies all arguments, so they are checked first. These two may be of any class and need no copy.
         image_score, adaptation = "global", None
         super().__init__(
             pre_processor=pre_processor, post_processor=post_processor, evaluator=evaluator, visualizer=visualizer
@@ -137,11 +137,11 @@ class AnoVL(TextBankExportMixin, CheckpointMixin, AnomalibModule):
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
-        """The user's trainer arguments are not changed."""
+        """No changes to the user's trainer arguments."""
         return {}
 
     def configure_callbacks(self) -> list[Callback]:
-        """Return anomalib's callbacks, made to read images of any bit depth, and those that handle a run's data."""
+        """Return anomalib's callbacks, and those that read images of any bit depth and handle the data of a run."""
         return [
             *with_full_bit_depth(cast("list[Callback]", super().configure_callbacks())),
             UnpaddedEvaluationSampler(),
@@ -164,7 +164,7 @@ class AnoVL(TextBankExportMixin, CheckpointMixin, AnomalibModule):
         return pre_processor
 
     def configure_post_processor(self) -> PostProcessor:
-        """Return the default post-processor: thresholds of 0.5 that validation data adapt."""
+        """Return the default post-processor, with thresholds of 0.5 until validation data set them."""
         return ZeroShotPostProcessor()
 
     def configure_optimizers(self) -> None:
@@ -182,7 +182,7 @@ class AnoVL(TextBankExportMixin, CheckpointMixin, AnomalibModule):
     on_predict_start = on_validation_start
 
     def validation_step(self, batch: Batch, *args: object, **kwargs: object) -> STEP_OUTPUT:
-        """Score a batch; the post-processor takes thresholds and normalization from it."""
+        """Score a batch, from which the post-processor sets thresholds and normalization."""
         del args, kwargs
         return self._score(batch)
 
@@ -212,7 +212,7 @@ class AnoVL(TextBankExportMixin, CheckpointMixin, AnomalibModule):
             ValueError: If the images have the wrong shape, or values that are clearly not in [0, 1].
         """
         check_images(batch)
-        # Graphs hold no checks of values.
+        # Graphs cannot check values.
         if not torch.compiler.is_compiling():
             _check_values(batch)
         if not (self.model.text_bank.is_built and self.model.is_loaded):
@@ -240,7 +240,7 @@ class AnoVL(TextBankExportMixin, CheckpointMixin, AnomalibModule):
         self.set_default_transform()
         if built:
             self._log_text_bank(origin)
-        # Thresholds belong to the text bank they were set with.
+        # Thresholds are only valid for the text bank that they were set with.
         if built and before is not None and isinstance(self.post_processor, ZeroShotPostProcessor):
             self.post_processor.reset()
 

@@ -24,7 +24,7 @@ PLUGIN = "anovl_plugin"
 MODEL_MODULE = f"{PLUGIN}.lightning_model"
 DISABLE_VARIABLE = "ANOVL_PLUGIN_DISABLE"
 
-# What is running now and ends in a registration: until then, nothing is registered.
+# Running steps that end with a registration; nothing is registered while there are any.
 _running: list[str] = []
 _warnings: set[str] = set()
 
@@ -53,7 +53,7 @@ class RegisteringLoader:
         if module.__spec__ is not None:
             module.__spec__.loader = self.loader
         module.__loader__ = self.loader
-        # Not by its name below: a reload of this very file replaces it.
+        # Kept here, because a reload of this very file replaces the global.
         running = _running
         running.append(module.__name__)
         try:
@@ -88,13 +88,13 @@ class AnoVLFinder:
 
 
 def install() -> None:
-    """Ensure that AnoVL is registered: now if ``anomalib.models`` is imported, else as soon as it is."""
+    """Register AnoVL now if ``anomalib.models`` is imported, else as soon as it is."""
     add_finder()
     register()
 
 
 def add_finder() -> None:
-    """Add the finder to ``sys.meta_path``, in the place of the one from the ``.pth`` file if there is one.
+    """Add the finder to ``sys.meta_path``, in place of the one from the ``.pth`` file if there is one.
 
     The list may be in use by an import, here or in another thread, so no entry is removed or moved.
     """
@@ -111,7 +111,7 @@ def is_disabled() -> bool:
 
 
 def register() -> None:
-    """Add AnoVL and ``DemoSurfaces`` to anomalib; warn where that fails, so that anomalib continues without them.
+    """Add AnoVL and ``DemoSurfaces`` to anomalib, or warn and let anomalib continue without them.
 
     Does nothing before ``anomalib.models`` has been imported, and may be called any number of times.
     """
@@ -127,12 +127,12 @@ def register() -> None:
 
 
 def add_model() -> None:
-    """Add AnoVL where anomalib looks for models; once each, as the module may have been reloaded."""
+    """Add AnoVL to each place where anomalib looks for models, once, even if the module was reloaded."""
     from anovl_plugin.lightning_model import AnoVL
 
-    # Not an import: the package may still hold the previous one of two modules as its attribute.
+    # Not an import: after a second import, the package may still hold the first module as its attribute.
     host: Any = sys.modules[HOST]
-    # anomalib looks a class path up in the module it names, and in no other.
+    # anomalib looks up a class path only in the module that it names.
     host.ALLOWED_MODULES.update({PLUGIN, f"{PLUGIN}.benchmark"})
     host.AnoVL = AnoVL
     host.__all__ = sorted({*host.__all__, "AnoVL"})

@@ -43,7 +43,7 @@ class NonFiniteImageError(ValueError):
     """Images of a batch give scores that are NaN or infinite.
 
     Attributes:
-        indices: Which images of the batch.
+        indices: Positions of the images in the batch.
     """
 
     def __init__(self, indices: list[int]) -> None:
@@ -57,8 +57,8 @@ class NonFiniteImageError(ValueError):
 class AnoVLModel(nn.Module):
     """Zero-shot anomaly localization by value-wise attention and state prompts (arXiv 2308.15939).
 
-    The constructor checks its arguments. The CLIP is loaded when it is first needed, once; the text tower is released
-    as soon as the text bank is built, and loaded again, by itself, when another class is set up.
+    The constructor checks its arguments. The CLIP is loaded once, when it is first needed. The text tower is released
+    as soon as the text bank is built; for another class, it alone is loaded again.
 
     Args:
         backbone: The CLIP: an open_clip architecture, ``hf-hub:OWNER/NAME``, ``local-dir:FOLDER`` or ``anovl-demo``.
@@ -69,14 +69,14 @@ class AnoVLModel(nn.Module):
             :class:`Prompts`. Default: the paper's.
         pretrained: Weights of the CLIP: an open_clip tag, or a .safetensors or .pt file. Default: ``laion400m_e32``.
         image_size: Height and width (or one number for both) in pixels. Default: the architecture's own.
-        image_score: What scores an image: ``global``, ``map``, ``both``, or an :class:`ImageScore`. Default:
+        image_score: How an image is scored: ``global``, ``map``, ``both``, or an :class:`ImageScore`. Default:
             ``global``.
         tiles_per_side: Tiles of :attr:`image_size` along the short side of an image, 1 to 64. Default: none, images are
-            not cut.
-        adaptation: What adapts an image's patch tokens before they are scored. Default: nothing.
+            not tiled.
+        adaptation: Adaptation of an image's patch tokens before they are scored. Default: none.
 
     Attributes:
-        image_tower: The image side of the CLIP.
+        image_tower: The CLIP's image tower.
         text_bank: The embeddings of the prompts, and the class they belong to.
 
     Raises:
@@ -109,7 +109,7 @@ class AnoVLModel(nn.Module):
             check_class_name(class_name)
         self.prompts = Prompts.load(to_builtin(prompts))
         self.prompts.resolve_domain(class_name or "object", domain)
-        # What a checkpoint names need not be there: it may hold everything itself, and it must not import anything.
+        # What a checkpoint names may be gone, since it may hold everything itself, and it must not import anything.
         trusted = not is_loading_checkpoint()
         source = check_source(backbone, pretrained) if trusted else (backbone, pretrained)
         self.image_tower = ImageTower(source, check_image_size(to_builtin(image_size)))
@@ -151,7 +151,7 @@ class AnoVLModel(nn.Module):
         return self.image_tower.is_loaded
 
     def load(self) -> None:
-        """Load the CLIP, unless it is loaded already; with its text tower, for the text bank.
+        """Load the CLIP, including its text tower, unless it is loaded already.
 
         Raises:
             BackboneError: If it cannot be loaded.
@@ -172,7 +172,7 @@ class AnoVLModel(nn.Module):
 
         Raises:
             BackboneError: If the CLIP cannot be loaded.
-            ValueError: If the source holds another CLIP than the checkpoint was made with.
+            ValueError: If the source holds a CLIP other than the one the checkpoint was made with.
         """
         self.image_tower.restore(state, has_weights=has_weights)
         self._check_tiles()
@@ -206,7 +206,7 @@ class AnoVLModel(nn.Module):
 
         Args:
             images: Resized to :attr:`image_size` and normalized with :attr:`mean` and :attr:`std`, shape (B, 3, H, W).
-                With tiles, of any size that is not smaller.
+                With tiles, of any size at least as large.
 
         Returns:
             ``pred_score`` (B,) and ``anomaly_map`` (B, 1, H, W), float32 probabilities in (0, 1); 0.5 is where
@@ -268,7 +268,7 @@ class AnoVLModel(nn.Module):
             over_views = mean_over_views(self._class_margin, tiles.flatten(0, 1), views, own)
             class_margins = over_views.unflatten(0, (-1, number)).mean(1)
         score = combine_margins(self.image_score, class_margins, anomaly_map)
-        # Before joining, as anomalib's tiler turns NaN into 0. Graphs hold no checks.
+        # Checked before joining, because anomalib's tiler turns NaN into 0. Graphs cannot hold checks.
         if not torch.compiler.is_compiling():
             finite = margins.flatten(1).isfinite().all(1) & score.isfinite()
             if not finite.all():

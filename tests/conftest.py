@@ -7,7 +7,7 @@ import pytest
 
 from tests.helpers.architectures import ARCHITECTURES
 
-# How long an example takes depends on what else the machine does.
+# How long an example takes depends on what else the machine is doing.
 hypothesis.settings.register_profile("tests", hypothesis.settings.default, deadline=None)
 hypothesis.settings.load_profile("tests")
 
@@ -78,7 +78,7 @@ def make(weights_of):
 
 @pytest.fixture
 def replace_loading(monkeypatch):
-    """Return a function that has models call another function than ``load_backbone``."""
+    """Return a function that makes models call another function instead of ``load_backbone``."""
 
     def replace(load) -> None:
         for module in ("torch_model", "vision.image_tower"):

@@ -1,1 +1,1 @@
-"""The parts of the model that are made for anomalib."""
+"""Components of the model for anomalib."""

@@ -8,7 +8,7 @@ from anovl_plugin.config import shown
 
 
 def check_components(pre_processor: object, post_processor: object, evaluator: object, visualizer: object) -> None:
-    """Raise an error that names a component of another type; anomalib's own does not.
+    """Raise an error that names a component of the wrong type, which anomalib's own error does not.
 
     Raises:
         TypeError: If one is neither a bool nor what anomalib accepts in its place: any module as the pre- and the

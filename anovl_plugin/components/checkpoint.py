@@ -1,4 +1,4 @@
-"""Checkpoints that hold the whole truth: settings, text bank, and which CLIP, or the CLIP itself."""
+"""Checkpoints with settings, text bank, and the CLIP's fingerprint or the CLIP itself."""
 
 import warnings
 from typing import Any, TypeVar, cast
@@ -40,7 +40,7 @@ class CheckpointMixin(ModelMixin):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The constructor's arguments, live components excepted, as plain data."""
+        """The constructor's arguments as plain data, except for components."""
         return dict(self.hparams)
 
     @property
@@ -63,7 +63,7 @@ class CheckpointMixin(ModelMixin):
 
         Args:
             *args: As for every anomalib model: the path of the checkpoint, and where to load it.
-            **kwargs: Settings to change on purpose. Where they change scores, thresholds start at 0.5 again.
+            **kwargs: Settings to change on purpose. If they change scores, thresholds start at 0.5 again.
 
         Raises:
             CheckpointError: If another model wrote the checkpoint.
@@ -149,7 +149,7 @@ class CheckpointMixin(ModelMixin):
             self._update_dataset_resizing()
 
     def _update_dataset_resizing(self) -> None:
-        """Let the datasets resize as the pre-processor does now; anomalib asked it before it was complete."""
+        """Let the datasets resize as the pre-processor does now; anomalib read its size before it was complete."""
         if self.datamodule is not None:
             self.datamodule.setup(self.trainer.state.fn)
 

@@ -1,4 +1,4 @@
-"""Evaluation on several processes, each image once."""
+"""Evaluation in several processes that counts each image once."""
 
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader, SequentialSampler
@@ -14,7 +14,7 @@ from anovl_plugin.hosts.lightning import (
 class UnpaddedEvaluationSampler(LoaderCallback):
     """Divides validation and test images among the processes without padding.
 
-    Where the images cannot be divided evenly, Lightning repeats the first samples, which then count twice in every
+    If the images cannot be divided evenly, Lightning repeats the first samples, which then count twice in every
     metric. A model that is not trained does not need the same number of batches in each process. Lightning itself
     does not pad predictions.
     """

@@ -1,4 +1,4 @@
-"""Export with the text bank inside; what a graph cannot hold is an error beforehand."""
+"""Export with the text bank inside, after a check that a graph can hold the model."""
 
 import logging
 from collections.abc import Callable, Iterator

@@ -11,12 +11,12 @@ MARGIN = 0.1
 def normalize(scores: Tensor, threshold: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """Map scores linearly between (0, 0), (low, 0.1), (threshold, 0.5), (high, 0.9) and (1, 1).
 
-    Without a range that reaches beyond the threshold on a side, that side has one slope, to (0, 0) or to (1, 1). So
-    scores stay as they are with a threshold of 0.5 and no range.
+    If the range does not reach beyond the threshold on one side, that side is a single line to (0, 0) or (1, 1). With a
+    threshold of 0.5 and no range, scores therefore stay as they are.
 
     The map never swaps two scores. In float32 and for a threshold between 0 and 1, scores that differ by 1e-6 or more
-    stay different; none could keep all, as there are fewer numbers above 0.5 than above a lower threshold. The result
-    is above 0.5 for exactly the scores above the threshold.
+    stay different; no map can keep all apart, as float32 has fewer numbers above 0.5 than above a lower threshold. The
+    result is above 0.5 for exactly the scores above the threshold.
 
     Args:
         scores: Scores in [0, 1], of any shape. Half precision is widened to float32.

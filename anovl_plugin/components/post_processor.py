@@ -29,7 +29,7 @@ class ZeroShotPostProcessor(PostProcessor):
     scores stay as they are. A validation run sets the thresholds and the range of scores as for every anomalib model,
     with two differences:
 
-    - The threshold of the highest F1 lies midway between two validation scores, not on one of them. Where all images
+    - The threshold of the highest F1 lies midway between two validation scores, not on one of them. If all images
       are normal, it lies 0.001 above their highest score. See :func:`.threshold.move_off_score`.
     - Normalization maps the threshold to 0.5, the validation range to [0.1, 0.9], and what lies beyond the range to
       the rest of [0, 1], so that different scores stay different. See :func:`.normalization.normalize`.
@@ -38,7 +38,7 @@ class ZeroShotPostProcessor(PostProcessor):
     exactly where the score before normalization is above the threshold. Labels do not depend on whether the scores
     that are returned are normalized.
 
-    An argument that is not left at its default wins over a checkpoint; the others come from the checkpoint.
+    Arguments that are not at their defaults take precedence over a checkpoint; the others come from it.
 
     Args:
         enable_normalization: Return normalized scores. Without it no range is collected from validation data. Defaults
@@ -50,7 +50,7 @@ class ZeroShotPostProcessor(PostProcessor):
         image_sensitivity: How readily images are called abnormal, from 0 (never) to 1 (always). Defaults to 0.5.
         pixel_sensitivity: The same for pixels, from 0 to 1. Defaults to 0.5.
         image_threshold: Score before normalization above which an image is abnormal, between 0 and 1. It is used
-            whatever validation data say, and in exported models. Defaults to None, for the threshold of the validation
+            regardless of validation data, and in exported models. Defaults to None, for the threshold of the validation
             data, or 0.5 without any.
         pixel_threshold: The same for pixels, between 0 and 1. Defaults to None.
 
@@ -149,7 +149,7 @@ class ZeroShotPostProcessor(PostProcessor):
         batch.anomaly_map = self._normalize_pixels(batch.anomaly_map)
 
     def reset(self) -> None:
-        """Forget what validation data set: thresholds return to 0.5, and there is no range.
+        """Discard what validation data set: thresholds return to 0.5, and there is no range.
 
         Thresholds that were passed as arguments stay. Call this when the text bank changes, as thresholds
         are valid only for the bank they were set with.
@@ -178,7 +178,7 @@ class ZeroShotPostProcessor(PostProcessor):
         self._apply_settings(check_settings(saved, "the checkpoint's ") | self._given)
 
     def _apply_settings(self, settings: Mapping[str, Any]) -> None:
-        """Set attributes; thresholds are called fixed, as the plain names are those in use."""
+        """Set attributes; thresholds get the prefix ``fixed_``, as the plain names are the thresholds in use."""
         for name, value in settings.items():
             setattr(self, f"fixed_{name}" if name.endswith("_threshold") else name, value)
 
@@ -215,7 +215,7 @@ def _exceeds(scores: Tensor | None, threshold: Tensor) -> Tensor | None:
 
 
 def _check_loaded_buffers(module: ZeroShotPostProcessor, incompatible_keys: object) -> None:
-    """Raise ValueError if thresholds or ranges that were loaded are not scores."""
+    """Raise ValueError if loaded thresholds or ranges are not in [0, 1]."""
     del incompatible_keys
     for name, buffer in module._validated_buffers().items():  # noqa: SLF001, a hook of this module's class
         if buffer < 0 or buffer > 1:

@@ -14,7 +14,7 @@ def check_settings(settings: Mapping[str, Any], origin: str = "") -> dict[str, A
 
     Args:
         settings: Values by the names of the arguments of :class:`ZeroShotPostProcessor`.
-        origin: What stands before the name in messages.
+        origin: Prefix of the names in messages.
     """
     return {name: _CHECKS[name.rpartition("_")[2]](origin + name, value) for name, value in settings.items()}
 
@@ -38,7 +38,7 @@ def _check_threshold(name: str, value: object) -> float | None:
     if value is None:
         return None
     number = _check_real(name, value, "a number between 0 and 1, or None for the threshold of the validation data")
-    # float32 is what scores are compared in; it rounds 1 - 1e-9 to 1.
+    # Scores are compared in float32, which rounds 1 - 1e-9 to 1.
     if not 0 < number < 1 or torch.tensor(float(number)).item() in {0, 1}:
         msg = f"{name} is {shown(value)}, but must lie between 0 and 1, as scores do; leave it out to use 0.5"
         raise ValueError(msg)

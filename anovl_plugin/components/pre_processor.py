@@ -1,4 +1,4 @@
-"""Pre-processing that gives an exported model the pixels that the engine gives."""
+"""Pre-processing that gives an exported model the same pixels as the engine."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,20 +26,20 @@ class ImageTooLargeError(ValueError):
 
 
 class AntialiasedPreProcessor(PreProcessor):
-    """anomalib's pre-processor, whose exported graph resizes with antialiasing, too.
+    """anomalib's pre-processor, with antialiased resizing in exported graphs, too.
 
-    anomalib switches antialiasing off for export, as not every runtime has it, so that an exported model sees other
-    pixels than ``anomalib test`` did. Antialiased bilinear resizing is a matrix product along each side, which every
+    anomalib switches antialiasing off for export, because not every runtime has it. An exported model then sees other
+    pixels than ``anomalib test``. Antialiased bilinear resizing is a matrix product along each side, which every
     runtime has.
 
     Args:
         transform: Transform of images. Defaults to None: identity until :meth:`set_transform` sets another.
 
     Attributes:
-        is_given: Whether the transform was passed at construction, and so was chosen by whoever made this.
+        is_given: Whether the transform was passed at construction.
 
     Raises:
-        TypeError: If the transform is not one of torchvision's, nor another module.
+        TypeError: If the transform is neither one of torchvision's nor another module.
     """
 
     def __init__(self, transform: Transform | None = None) -> None:
@@ -54,7 +54,7 @@ class AntialiasedPreProcessor(PreProcessor):
             transform: Transform of images; ``None`` for identity.
 
         Raises:
-            TypeError: If it is not one of torchvision's transforms, nor another module.
+            TypeError: If it is neither one of torchvision's transforms nor another module.
         """
         if not isinstance(transform, nn.Module | None):
             msg = f"transform is {shown(transform)}, but must be a transform of torchvision.transforms.v2 or None"
@@ -84,7 +84,7 @@ class AntialiasedPreProcessor(PreProcessor):
             super().on_predict_batch_start(trainer, pl_module, batch, *indices)
 
     def checkpoint_config(self) -> dict[str, Any]:
-        """Return the transform as plain data, or the name of what has no such form, such as a random transform."""
+        """Return the transform as plain data, or the name of a part that cannot be saved, such as a random one."""
         config = super().checkpoint_config()
         unsaved = unsaved_part(self.transform)
         return config if unsaved is None else config | {_UNSAVED: unsaved}
@@ -200,7 +200,7 @@ def check_resized(size: Sequence[int], height: int, width: int) -> None:
 
 
 def bound_resizing(transform: nn.Module | None) -> None:
-    """Make every resizing in a transform check the size of its result before it is made.
+    """Make every resizing in a transform check the size of its result first.
 
     anomalib's data modules resize with the same object in the workers of the data loader, before any callback runs.
 
@@ -219,7 +219,7 @@ def bound_resizing(transform: nn.Module | None) -> None:
 
 @contextmanager
 def naming(paths: Sequence[str] | None) -> Iterator[None]:
-    """Put the first of these files, if there are any, in front of an error about an image's size."""
+    """Prefix an error about an image's size with the first of these files, if there are any."""
     try:
         yield
     except ImageTooLargeError as error:
@@ -261,7 +261,7 @@ def resize_matrix(length: int, target: int, like: Tensor) -> Tensor:
 
 
 def exportable(transform: Transform | None) -> nn.Module | None:
-    """Return a transform that does the same and whose graph can be exported.
+    """Return an equivalent transform whose graph can be exported.
 
     Args:
         transform: Transform of images; ``None`` for identity.

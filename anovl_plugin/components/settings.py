@@ -1,6 +1,6 @@
-"""The settings of a model: as plain data, and reconciled with those of a checkpoint.
+"""The settings of a model as plain data, and their reconciliation with those of a checkpoint.
 
-A checkpoint is the whole truth: what the user leaves at its default comes from the checkpoint, and what the user sets
+A checkpoint is authoritative: what the user leaves at its default comes from the checkpoint, and what the user sets
 must agree with it.
 """
 
@@ -51,7 +51,7 @@ class CheckpointError(ValueError):
 
 
 class SavedModel(NamedTuple):
-    """What a checkpoint says of the model that wrote it.
+    """What a checkpoint says about the model that wrote it.
 
     Attributes:
         settings: The constructor's arguments.
@@ -67,7 +67,7 @@ class SavedModel(NamedTuple):
 
 
 def settings_of(model: AnoVLModel, class_name: str | None, domain: str, save_backbone: bool) -> dict[str, Any]:
-    """Return the arguments of a model's constructor, live components excepted, as plain data."""
+    """Return the arguments of a model's constructor as plain data, except for components."""
     backbone, pretrained = model.source
     return {
         "backbone": backbone,
@@ -84,7 +84,7 @@ def settings_of(model: AnoVLModel, class_name: str | None, domain: str, save_bac
 
 
 def read_saved_model(checkpoint: Mapping[str, Any]) -> SavedModel:
-    """Return what a checkpoint says of the model that wrote it.
+    """Return what a checkpoint says about the model that wrote it.
 
     Raises:
         CheckpointError: If another model, or an incompatible version of this one, wrote the checkpoint.
@@ -92,7 +92,7 @@ def read_saved_model(checkpoint: Mapping[str, Any]) -> SavedModel:
     state = checkpoint.get("state_dict", {})
     if not {SETTINGS, CLIP, BANK} <= set(state):
         msg = (
-            "the checkpoint was not written by this version of AnoVL: it says nothing of its settings and text bank; "
+            "the checkpoint was not written by this version of AnoVL: it lacks the settings or the text bank; "
             "set ckpt_path to a checkpoint of AnoVL, or write it again with `anomalib test`"
         )
         raise CheckpointError(msg)
@@ -117,13 +117,13 @@ def reconcile(
         category: Category of the data module, if there is one.
 
     Returns:
-        For each setting the checkpoint's value; the user's where it only says where the same weights are, or what to
+        The checkpoint's value of each setting, or the user's if it only says where the same weights are, or what to
         save.
 
     Raises:
         CheckpointError: If the user sets something that the checkpoint contradicts.
     """
-    # What was in effect, where it was left to be found out.
+    # The values that were in effect for settings left open.
     in_effect = saved.settings | {
         "class_name": saved.bank["class_name"],
         "domain": saved.bank["domain"],
@@ -135,7 +135,7 @@ def reconcile(
         value = given[name] if name != "image_size" else _as_pair(given[name])
         if not is_set[name] or value == in_effect[name] or given[name] == saved.settings[name]:
             continue
-        # Weights may have been moved; whether they are the same, their fingerprint tells.
+        # Weights may have been moved; their fingerprint tells whether they are the same.
         if name == "save_backbone" or (name in {"backbone", "pretrained"} and not saved.has_tower):
             merged[name] = given[name]
         else:

@@ -1,4 +1,4 @@
-"""Runs on data without a validation set: validation is skipped, and thresholds stay what they are."""
+"""Runs on data without a validation set, which skip validation and keep the thresholds."""
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -7,7 +7,7 @@ from anovl_plugin.hosts.lightning import use_validation_data_of
 
 
 class OptionalValidation(Callback):
-    """Skips validation where the data module has ``val_split_mode`` none; anomalib 2.7 would ask it for a loader."""
+    """Skips validation if the data module has ``val_split_mode`` none; anomalib 2.7 would ask it for a loader."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let the model, which has none, provide the validation data of the run."""

@@ -1,1 +1,1 @@
-"""What is not public in the hosts, one file per host: a change in a new version shows here and nowhere else."""
+"""Non-public names of the hosts, one file per host, so that changes in new versions show only here."""

@@ -28,7 +28,7 @@ __all__ = [
 
 
 def count_tiles(tiler: Tiler) -> int:
-    """Return the number of tiles per image in the batch that a tiler has cut last."""
+    """Return the number of tiles per image in the last batch that a tiler cut."""
     return tiler.num_patches_h * tiler.num_patches_w
 
 
@@ -54,13 +54,13 @@ def set_transforms(pre_processor: PreProcessor, transform: Transform | None, exp
 
 
 def lacks_validation_set(datamodule: object) -> bool:
-    """Return whether a data module of anomalib's that has been set up has no validation set to make a loader of."""
+    """Return whether one of anomalib's data modules, after setup, has no validation set to make a loader from."""
     makes_loader_of_set = getattr(type(datamodule), "val_dataloader", None) is AnomalibDataModule.val_dataloader
     return makes_loader_of_set and not hasattr(datamodule, "val_data")
 
 
 def validated_thresholds(post_processor: PostProcessor) -> tuple[Tensor, Tensor]:
-    """Return the buffers for the image and the pixel threshold, which validation sets; NaN where it has not."""
+    """Return the buffers for the image and the pixel threshold, which validation sets; NaN before that."""
     return post_processor._image_threshold, post_processor._pixel_threshold
 
 

@@ -1,4 +1,4 @@
-"""What the package uses of WinClip beyond its public API; apart from ``anomalib.py``, as it imports all models."""
+"""What the package uses of WinClip beyond its public API; not in ``anomalib.py``, because it imports all models."""
 
 import torch
 from anomalib.models.image.winclip.torch_model import TEMPERATURE, WinClipModel
@@ -10,8 +10,8 @@ __all__ = ["GivenClipModel"]
 class GivenClipModel(WinClipModel):
     """anomalib's WinCLIP around a CLIP that is already loaded.
 
-    anomalib's constructor downloads the CLIP that it hard-codes, so it is not called here. What it sets up besides is
-    set up the same way.
+    anomalib's constructor downloads the CLIP that it hard-codes, so it is not called here. The rest of what it sets up
+    is set up in the same way.
 
     Args:
         clip: An open_clip model with both towers; its image tower must be open_clip's native vision transformer.

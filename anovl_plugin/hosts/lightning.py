@@ -21,7 +21,7 @@ __all__ = [
 
 
 def attached_trainer(module: LightningModule) -> Trainer | None:
-    """Return the trainer that a module is attached to, if there is one; its own property raises without."""
+    """Return the trainer that a module is attached to, or ``None``; the module's own property would raise."""
     try:
         return module.trainer
     except RuntimeError:
@@ -29,7 +29,7 @@ def attached_trainer(module: LightningModule) -> Trainer | None:
 
 
 def replace_sampler(loader: DataLoader, sampler: Sampler | Iterable) -> DataLoader:
-    """Return a loader that differs from ``loader`` in its sampler alone."""
+    """Return a loader that differs from ``loader`` only in its sampler."""
     return _update_dataloader(loader, sampler)
 
 
@@ -48,7 +48,7 @@ class LoaderCallback(Callback, ABC):
     """A callback that sees every data loader of an evaluation before its first batch.
 
     Lightning has no hook for this. Loaders come from a data module or are passed to the trainer; both go through one
-    object in each loop, which is replaced for the length of a run.
+    object in each loop, which is replaced for the duration of a run.
     """
 
     @abstractmethod
@@ -69,7 +69,7 @@ class LoaderCallback(Callback, ABC):
             loop._data_source = _ChangedSource(source.instance, source.name, changes)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Let the trainer take loaders as they come again."""
+        """Let the trainer use unchanged loaders again."""
         del pl_module, stage
         for loop in _evaluation_loops(trainer):
             loop._data_source = _DataLoaderSource(loop._data_source.instance, loop._data_source.name)

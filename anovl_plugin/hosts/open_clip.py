@@ -45,7 +45,7 @@ def to_custom_text_layout(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def is_native_tower(visual: nn.Module) -> bool:
-    """Return whether an image tower is open_clip's own vision transformer, its image embedding the class token."""
+    """Return whether an image tower is open_clip's own vision transformer with the class token as its embedding."""
     return (
         isinstance(visual, VisionTransformer)
         and visual.attn_pool is None
@@ -56,7 +56,7 @@ def is_native_tower(visual: nn.Module) -> bool:
 
 
 def native_traits(visual: VisionTransformer) -> dict[str, object]:
-    """Return, as plain data, what changes a native tower's results and does not show in its weights."""
+    """Return, as plain data, what affects a native tower's results but is not in its weights."""
     blocks = visual.transformer.resblocks
     return {
         "activations": [repr(block.mlp.gelu) for block in blocks],

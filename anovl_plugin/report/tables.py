@@ -62,7 +62,7 @@ def means(table: pd.DataFrame) -> pd.DataFrame:
         table: Categories by models, NaN for missing values.
 
     Returns:
-        A row for each model: the ``mean`` of the values that are there, and whether they are ``complete``.
+        A row for each model: the ``mean`` of the measured values, and whether they are ``complete``.
     """
     return pd.DataFrame({"mean": table.mean(), "complete": table.notna().all()})
 

@@ -27,7 +27,7 @@ from anovl_plugin.text.text_bank import TextBank
 
 
 class Adaptation(ABC):
-    """Adapts the patch tokens of an image. Base class; subclass it to add your own.
+    """Base class of adaptations of an image's patch tokens; subclass it to add your own.
 
     A subclass is a dataclass whose fields are its settings: numbers, strings, and lists of them, which the command
     line, YAML and checkpoints can hold. :meth:`adapt` is called outside inference mode, with gradients enabled and
@@ -35,7 +35,7 @@ class Adaptation(ABC):
     :func:`~anovl_plugin.scoring.check_adaptation.check_adaptation` checks a subclass.
 
     Attributes:
-        batch_size: The most images that :meth:`adapt` gets at once; larger batches are split. Defaults to 8.
+        batch_size: Most images passed to :meth:`adapt` at once; larger batches are split. Defaults to 8.
 
     Example:
         >>> @dataclasses.dataclass
@@ -60,8 +60,8 @@ class Adaptation(ABC):
             text_bank: The embeddings of the states (2, C) and prompts (K, C) to compare them with, float32.
 
         Returns:
-            Adapted tokens of a floating-point dtype on the same device, shape (B, N, C). Those of an image should
-            depend on that image alone.
+            Adapted tokens of a floating-point dtype on the same device, shape (B, N, C). The tokens of an
+            image should depend on that image alone.
         """
 
 
@@ -73,7 +73,7 @@ def parse_adaptation(value: object, *, allow_import: bool = True) -> Adaptation 
         allow_import: Whether a class path may be imported. Defaults to ``True``.
 
     Raises:
-        TypeError: If it is nothing of the kind, or its ``batch_size`` is not an integer.
+        TypeError: If it is none of these, or its ``batch_size`` is not an integer.
         ValueError: If there is no such adaptation, it does not accept the settings, or its ``batch_size`` is below 1.
 
     Example:
@@ -118,7 +118,7 @@ def adapt_tokens(adaptation: Adaptation, tokens: Tensor, text_bank: TextBank) ->
 
 
 def call_adapt(adaptation: Adaptation, tokens: Tensor, text_bank: TextBank) -> Tensor:
-    """Return the result of :meth:`Adaptation.adapt` as it is; raise an error if it is not one that can be scored.
+    """Return the result of :meth:`Adaptation.adapt`; raise an error if it cannot be scored.
 
     Raises:
         TypeError: If it is not a floating-point tensor.
@@ -167,9 +167,9 @@ def soft_label_loss(clean: Tensor, noisy: Tensor) -> Tensor:
 class ResidualAdapter(Adaptation):
     """Base of the paper's two adapters, which are tuned for each image.
 
-    Each image has its own weights W and bias b. All images share one AdamW, whose update is elementwise, so that each
-    is optimized as if alone. Initial weights and noise are drawn from the seed and are the same for every image: its
-    result depends on nothing but itself, the seed and the settings.
+    Each image has its own weights W and bias b. All images share one AdamW, whose update is elementwise, so each
+    image is optimized as if it were alone. Initial weights and noise are drawn from the seed and are the same for every
+    image, so a result depends only on the image, the seed and the settings.
 
     Args:
         steps: Steps of AdamW, at least 1. Defaults to 5.
@@ -214,7 +214,7 @@ class ResidualAdapter(Adaptation):
         optimizer = AdamW(parameters, lr=self.learning_rate, fused=tokens.device.type in {"cpu", "cuda"} or None)
         num_patches = tokens.shape[1]
         for _ in range(self.steps):
-            # Drawn on the CPU, so that all devices get the same; float32 in spite of torch's default dtype.
+            # Drawn on the CPU, so that all devices get the same; float32 regardless of torch's default dtype.
             noise = torch.randn(tokens.shape[1:], generator=generator, dtype=torch.float32, device="cpu")
             both = torch.cat([tokens, tokens + self.noise_std * noise.to(tokens)], dim=1)
             differences = cosine_difference(self._residual(both, parameters, text_bank), text_bank.state_embeddings)

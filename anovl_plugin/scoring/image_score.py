@@ -1,7 +1,7 @@
-"""What scores an image: its class token over views, its map, or both (AnoVL, section 3.3).
+"""Image scores: from the class token over views, from the map, or from both (AnoVL, section 3.3).
 
 An :class:`ImageScore` combines the margin of an image's class token, averaged over views and tiles, with its map of
-margins. Which views are needed is a setting of the score, as is how much of the map is averaged.
+margins. The views, and the share of the map that is averaged, are settings of the score.
 
 Shapes: B images, V views, M images at once.
 """
@@ -21,7 +21,7 @@ from anovl_plugin.vision.views import View, Views, identity, parse_views
 
 
 class ImageScore(ABC):
-    """Base class of what scores an image; subclass it to add your own.
+    """Base class of image scores; subclass it to add your own.
 
     A subclass is a dataclass whose fields are its settings, so that the command line, YAML and checkpoints can hold
     them.
@@ -150,7 +150,7 @@ def parse_image_score(value: ImageScore | str | dict[str, Any], *, allow_import:
         allow_import: Whether a class path may be imported. Default: yes.
 
     Raises:
-        TypeError: If it is nothing of the kind.
+        TypeError: If it is none of these.
         ValueError: If there is no such score, or it does not accept the settings.
 
     Example:
@@ -168,14 +168,14 @@ def parse_image_score(value: ImageScore | str | dict[str, Any], *, allow_import:
 
 
 def combine_margins(image_score: ImageScore, class_margins: Tensor | None, margin_map: Tensor) -> Tensor:
-    """Return the result of :meth:`ImageScore.combine`; raise an error if it is not one margin for each image.
+    """Return the result of :meth:`ImageScore.combine`; raise an error if it is not one margin per image.
 
     Raises:
         TypeError: If it is not a floating-point tensor.
         ValueError: If its shape is not (B,).
     """
     margins = image_score.combine(class_margins, margin_map)
-    # Graphs hold no checks.
+    # Graphs cannot hold checks.
     if torch.compiler.is_compiling():
         return margins
     shape = (len(margin_map),)
@@ -199,8 +199,8 @@ def sum_over_views(
         score: Maps images (M, 3, H, W) to one score each, (M,).
         images: Shape (B, 3, H, W).
         views: V functions from images to images.
-        size: Most images scored at once, counting each view. Views of few images are stacked up to it, many images
-            are split, so that memory grows neither with V nor with V·B. Default: 32.
+        size: Most images scored at once, counting each view. Views of few images are stacked up to it, and many
+            images are split, so that memory grows neither with V nor with V·B. Default: 32.
 
     Returns:
         Sums of V scores, shape (B,).
@@ -221,7 +221,7 @@ def sum_over_views(
 def mean_over_views(
     score: Callable[[Tensor], Tensor], images: Tensor, views: Sequence[View], identity_score: Tensor
 ) -> Tensor:
-    """Return a score averaged over views of each image, with the score of the image itself known already.
+    """Return a score averaged over views of each image, given the score of the image itself.
 
     Args:
         score: Maps images (M, 3, H, W) to one score each, (M,).

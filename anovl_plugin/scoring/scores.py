@@ -2,7 +2,7 @@
 
 The published score of a token is p(abnormal), the softmax of its two cosines, which is σ(d) for the difference
 d = cos(abnormal) − cos(normal). A CLIP puts d within a few hundredths of 0, so that all p are close to 0.5. The
-functions here carry the *margin* m = p − ½ = ½ tanh(½ d), which float32 holds to many more digits than p, and
+functions here carry the *margin* m = p − ½ = ½ tanh(½ d), which float32 resolves to many more digits than p, and
 :func:`to_probability` turns it into the probability that is shown. Mean filter and bilinear upsampling commute with
 the subtraction of ½, so the ranking is that of the published method.
 

@@ -25,7 +25,7 @@ DEFAULT_BACKBONE = "ViT-B-16-plus-240"
 DEMO_BACKBONE = "anovl-demo"
 DEMO_FOLDER = Path(str(files("anovl_plugin"))) / "demo"
 
-# open_clip builds both towers; the one that is not wanted is as small as can be.
+# open_clip builds both towers; the unwanted one is made as small as possible.
 _NO_VISION = {"image_size": 8, "patch_size": 8, "width": 8, "head_width": 8, "layers": 1}
 _NO_TEXT = {"context_length": 1, "vocab_size": 1, "width": 8, "heads": 1, "layers": 1}
 _OTHER_BLOCKS = (
@@ -46,7 +46,7 @@ def register_demo_architecture() -> None:
 
 
 def is_supported_config(config: Mapping[str, Any]) -> bool:
-    """Return whether the method runs on an architecture: its image tower is the native vision transformer.
+    """Return whether the method runs on an architecture, whose image tower must be the native vision transformer.
 
     Args:
         config: An open_clip configuration, as ``open_clip.get_model_config`` returns it.
@@ -83,7 +83,7 @@ def check_visual(visual: nn.Module, name: str) -> None:
         name: What to call it in the error.
 
     Raises:
-        BackboneError: If it is not open_clip's own vision transformer, its image embedding the class token.
+        BackboneError: If it is not open_clip's own vision transformer with the class token as its image embedding.
     """
     if not is_native_tower(visual):
         raise unsupported(name, type(visual).__name__)
@@ -133,14 +133,14 @@ def load_visual(config: Mapping[str, Any], weights: Mapping[str, Tensor], backbo
 
     Args:
         config: An open_clip configuration; its text tower is ignored.
-        weights: Those of the whole CLIP.
+        weights: Weights of the whole CLIP.
         backbone: What to call it in errors.
 
     Returns:
         The tower on the CPU in float32, frozen and in evaluation mode.
 
     Raises:
-        BackboneError: If the architecture is not supported or the weights are not its own.
+        BackboneError: If the architecture is not supported or the weights do not fit it.
     """
     visual = _build_image_tower(config, backbone)
     wanted = {name: tensor for name, tensor in weights.items() if name.startswith("visual.")}
@@ -153,14 +153,14 @@ def load_text(config: Mapping[str, Any], weights: Mapping[str, Tensor], backbone
 
     Args:
         config: An open_clip configuration; its image tower is ignored.
-        weights: Those of the whole CLIP.
+        weights: Weights of the whole CLIP.
         backbone: What to call it in errors.
 
     Returns:
         The model on the CPU in float32, frozen and in evaluation mode.
 
     Raises:
-        BackboneError: If the text tower cannot be built or the weights are not its own.
+        BackboneError: If the text tower cannot be built or the weights do not fit it.
     """
     text = dict(config["text_cfg"])
     if text.get("hf_model_name"):
@@ -186,7 +186,7 @@ def _build_image_tower(config: Mapping[str, Any], backbone: str) -> VisionTransf
     if not is_supported_config(config):
         raise unsupported(backbone, "another kind of image tower")
     vision = {key: tuple(value) if isinstance(value, list) else value for key, value in config["vision_cfg"].items()}
-    # A text tower of its own kind would be looked for on the hub.
+    # A custom text tower would be looked up on the hub.
     visual = _build(
         {**config, "vision_cfg": vision, "text_cfg": _NO_TEXT, "custom_text": False}, backbone, "image"
     ).visual
@@ -207,12 +207,12 @@ def _build(config: dict[str, Any], backbone: str, side: str) -> open_clip.CLIP |
 def _fill(module: nn.Module, weights: Mapping[str, Tensor], backbone: str) -> None:
     check_fit(weights, module.state_dict(), backbone)
     module.load_state_dict(weights)
-    # As float32, which not all float64 values fit into.
+    # After loading, as some float64 values overflow float32.
     check_finite(module.state_dict())
 
 
 class _SkipRandomValues(TorchFunctionMode):
-    """Leaves tensors as they are where they would be filled with random values."""
+    """Leaves tensors unchanged instead of filling them with random values."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -223,6 +223,6 @@ class _SkipRandomValues(TorchFunctionMode):
 
 @contextmanager
 def _uninitialized() -> Iterator[None]:
-    """Build modules on the CPU without random weights: quicker, and torch's random state stays as it is."""
+    """Build modules on the CPU without random weights, which is faster and keeps torch's random state."""
     with torch.device("cpu"), torch.random.fork_rng(devices=[]), _SkipRandomValues():
         yield

@@ -70,11 +70,11 @@ class Backbone(NamedTuple):
     """A loaded CLIP model, or one side of it.
 
     Attributes:
-        visual: Image tower, frozen and in evaluation mode; ``None`` if it was not asked for.
+        visual: Image tower, frozen and in evaluation mode; ``None`` if it was not requested.
         clip: The open_clip model that holds the text tower, without its image tower; frozen, in evaluation mode.
-            ``None`` if it was not asked for.
+            ``None`` if it was not requested.
         tokenizer: Turns a list of sentences into token ids (K, L); ``None`` without the text tower.
-        spec: What is known of the image tower without its weights.
+        spec: What is known about the image tower without its weights.
         image_size: Height and width of the images that the image tower takes, in pixels.
         temperature: CLIP's temperature, 1 / exp(logit_scale).
         fingerprint: Identifies the image tower, see :func:`fingerprint`; ``None`` without it.
@@ -115,18 +115,18 @@ def load_backbone(
             CLIP that comes with the package. Defaults to ``ViT-B-16-plus-240``.
         pretrained: An open_clip tag, or the path of a .safetensors or .pt file, nothing of which is executed. Defaults
             to ``laion400m_e32``. The sources that bring their own weights (``hf-hub:``, ``local-dir:``,
-            ``anovl-demo``) accept nothing but the default and ``None``.
+            ``anovl-demo``) accept only the default and ``None``.
         image_size: Height and width (or one number for both) in pixels, multiples of the patch; the position
             embeddings are interpolated to it. Defaults to ``None``: the size the architecture was made for.
         image: Load the image tower. Defaults to ``True``.
         text: Load the text tower and its tokenizer. Defaults to ``True``.
 
     Returns:
-        The towers that were asked for, and how images must be prepared.
+        The requested towers, and how images must be prepared.
 
     Raises:
         TypeError: If an argument is of another type.
-        BackboneError: If the architecture is not supported, or the weights are unavailable or not its own.
+        BackboneError: If the architecture is not supported, or the weights are unavailable or do not fit it.
         ValueError: If the image size does not suit the patches.
     """
     check_flag("image", image)
@@ -152,7 +152,7 @@ def load_backbone(
 
 
 def fingerprint(visual: VisionTransformer, spec: BackboneSpec) -> str:
-    """Return what identifies an image tower: all that changes its results.
+    """Return a hash that identifies an image tower by everything that affects its results.
 
     Args:
         visual: Image tower as it was loaded, in float32, its position embeddings not interpolated.

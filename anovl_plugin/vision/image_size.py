@@ -1,4 +1,4 @@
-"""Image sizes: checked, and position embeddings interpolated to them."""
+"""Checks of image sizes, and interpolation of position embeddings to them."""
 
 from collections.abc import Iterator
 from numbers import Integral
@@ -9,13 +9,13 @@ from torch.nn import functional as F
 from anovl_plugin.config import shown
 from anovl_plugin.hosts.open_clip import VisionTransformer, set_positions
 
-# Beyond these, one image takes more memory than any machine that this runs on has.
+# Beyond these limits, a single image would need more memory than a machine has.
 MAX_SIDE = 16_384
 MAX_PATCHES = 16_384
 
 
 def check_image_size(image_size: object) -> tuple[int, int] | None:
-    """Raise if an image size is not one; the patches of a backbone are not considered.
+    """Return an image size as a pair; raise if it is invalid for every backbone.
 
     Args:
         image_size: Height and width in pixels, one integer for both or a list or tuple of two; ``None`` for the
@@ -75,9 +75,9 @@ def check_size(size: tuple[int, int], patches: tuple[int, int], backbone: str) -
 
 
 def resize_positions(visual: VisionTransformer, size: tuple[int, int], backbone: str) -> None:
-    """Fit an image tower to another image size: its position embeddings are interpolated, bicubic.
+    """Fit an image tower to another image size by bicubic interpolation of its position embeddings.
 
-    open_clip can do this while loading, but assumes a square grid, and leaves the embeddings as they are where another
+    open_clip can do this while loading, but it assumes a square grid, and does not interpolate if a grid of another
     shape has as many patches.
 
     Args:

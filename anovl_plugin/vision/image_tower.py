@@ -1,4 +1,4 @@
-"""The image side of a CLIP: images in, tokens of the joint space out; loaded when it is first needed.
+"""The image tower of a CLIP: images in, tokens of the joint space out; loaded when it is first needed.
 
 Shapes: M images, N patches per image, C joint embedding width.
 """
@@ -13,9 +13,9 @@ from anovl_plugin.vision.value_attention import VisionTokens, class_token_forwar
 
 
 class ImageTower(nn.Module):
-    """The image side of a CLIP, loaded when it is first needed, and what is known of it before.
+    """The image tower of a CLIP, loaded when it is first needed, and what is known about it before that.
 
-    Its state dict says which CLIP it is, so a checkpoint without the weights can be held against its source.
+    Its state dict says which CLIP it is, so a checkpoint without the weights can be checked against its source.
 
     Args:
         source: Backbone and pretrained, as :func:`~anovl_plugin.vision.backbone.check_source` returns them.
@@ -63,7 +63,7 @@ class ImageTower(nn.Module):
         return self.visual is not None
 
     def read_spec(self) -> BackboneSpec:
-        """Return the architecture, size and normalization of the CLIP; asks the hub for them where it has to.
+        """Return the architecture, size and normalization of the CLIP; asks the hub if necessary.
 
         Raises:
             BackboneError: If the CLIP is unknown or unsupported.
@@ -95,7 +95,7 @@ class ImageTower(nn.Module):
 
         Raises:
             BackboneError: If the CLIP cannot be loaded.
-            ValueError: If the source holds another CLIP than the checkpoint was made with.
+            ValueError: If the source holds a CLIP other than the one the checkpoint was made with.
         """
         if has_weights:
             spec = self._use_spec(_to_spec(state["spec"]))
@@ -133,7 +133,7 @@ class ImageTower(nn.Module):
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Restore what the state dict says of the CLIP."""
+        """Restore what the state dict says about the CLIP."""
         if state["spec"] is not None:
             self._spec = _to_spec(state["spec"])
         self.temperature, self.fingerprint = state["temperature"], state["fingerprint"]
@@ -149,7 +149,7 @@ class ImageTower(nn.Module):
 
 
 def _allow_missing_weights(tower: nn.Module, incompatible_keys: Any) -> None:
-    """Accept a state dict without weights where the tower has loaded its own."""
+    """Accept a state dict without weights if the tower has loaded its own."""
     if isinstance(tower, ImageTower) and tower.visual is not None:
         own = tuple(f"visual.{name}" for name in tower.visual.state_dict())
         missing = incompatible_keys.missing_keys

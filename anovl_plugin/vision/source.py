@@ -41,7 +41,7 @@ _SHOWN_TAGS = 8
 
 
 class BackboneSpec(NamedTuple):
-    """What is known of a CLIP's image tower without its weights, as plain data.
+    """What is known about a CLIP's image tower without its weights, as plain data.
 
     Attributes:
         config: ``embed_dim``, ``vision_cfg`` and ``quick_gelu`` of its open_clip configuration.
@@ -62,7 +62,7 @@ class BackboneSpec(NamedTuple):
 
 
 def check_source(backbone: str, pretrained: str | Path | None) -> tuple[str, str]:
-    """Raise if no CLIP can come from a backbone and its weights; nothing is downloaded, and no weights are read.
+    """Raise if a backbone and its weights do not name a CLIP; nothing is downloaded, and no weights are read.
 
     Args:
         backbone: An open_clip architecture, ``hf-hub:OWNER/NAME``, ``local-dir:FOLDER`` or ``anovl-demo``.
@@ -108,7 +108,7 @@ def brings_weights(backbone: str) -> bool:
 
 
 def read_spec(backbone: str, pretrained: str | Path | None) -> BackboneSpec:
-    """Return what is known of an image tower without its weights; of the hub, only the configuration is downloaded.
+    """Return what is known about an image tower without its weights, at most downloading the hub's configuration.
 
     Args:
         backbone: As for :func:`check_source`.
@@ -153,7 +153,7 @@ def spec_of(backbone: str, pretrained: str, model: Mapping[str, Any], preprocess
 def known_normalizations(backbone: str, pretrained: str) -> set[tuple[tuple, tuple]]:
     """Return the mean and standard deviation that a tag's images are normalized with.
 
-    A weights file carries no normalization: of one, return those of all known weights of its architecture.
+    A weights file carries no normalization; for one, return those of all known weights of its architecture.
     """
     tags = open_clip.list_pretrained_tags_by_model(backbone)
     configs = [
@@ -163,7 +163,7 @@ def known_normalizations(backbone: str, pretrained: str) -> set[tuple[tuple, tup
 
 
 def find_weights(backbone: str, pretrained: str) -> Path:
-    """Return the weights file of a checked backbone, downloaded if it has to be.
+    """Return the weights file of a checked backbone, downloaded if necessary.
 
     Raises:
         BackboneError: If the download fails.
@@ -243,7 +243,7 @@ def _check_activation(backbone: str, tag: str, config: Mapping[str, Any]) -> Non
 def _download_config(backbone: str, tag: str) -> dict[str, Any]:
     """Return what open_clip's downloader needs to know of a tag.
 
-    Where its entry leads to another tag's weights on the hub, only the tag's own address is left: open_clip 3.3 would
+    If its entry points to another tag's weights on the hub, only the tag's own address is kept: open_clip 3.3 would
     download laion400m_e31 for laion400m_e32 of the paper's CLIP.
     """
     config = open_clip.get_pretrained_cfg(backbone, tag)

@@ -1,7 +1,7 @@
 """Tiles of a large image, each as large as the model's input (VisA's procedure, and finer grids).
 
 The short side of an image is resized to hold a given number of tiles; the long side is covered by as many as it needs.
-Cutting, and averaging where tiles overlap, is anomalib's Tiler.
+anomalib's Tiler cuts the tiles, and averages where they overlap.
 
 Shapes: B images of H × W pixels, T tiles per image, of t × t pixels.
 """
@@ -73,7 +73,7 @@ def short_side(tile: int, tiles_per_side: int) -> int:
 
 
 def split_into_tiles(images: Tensor, tile: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """Cut images into tiles, and return the function that puts maps of tiles together again.
+    """Cut images into tiles, and return the function that joins maps of tiles.
 
     Args:
         images: Shape (B, C, H, W).

@@ -104,7 +104,7 @@ def to_joint_space(visual: VisionTransformer, tokens: Tensor) -> Tensor:
 
 
 def class_token_forward(visual: VisionTransformer, images: Tensor) -> Tensor:
-    """Run the original path alone and return what ``visual(images)`` returns; slightly cheaper.
+    """Run the original path alone and return what ``visual(images)`` returns, at slightly less cost.
 
     Args:
         visual: An open_clip vision transformer, as for :func:`value_wise_forward`.

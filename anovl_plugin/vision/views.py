@@ -60,7 +60,7 @@ def _gray(images: Tensor) -> Tensor:
     return rgb_to_grayscale(images).expand_as(images)
 
 
-# Function of each view, and the largest magnitude of each of its parameters. Beyond, float32 loses the place.
+# Function of each view, and the largest magnitude of each of its parameters. Beyond it, float32 loses the position.
 _WORDS: dict[str, tuple[Callable[..., Tensor], dict[str, float]]] = {
     "image": (identity, {}),
     "rotate": (_rotate, {"degrees": 360}),

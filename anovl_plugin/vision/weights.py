@@ -16,11 +16,11 @@ from torch import Tensor
 from anovl_plugin.hosts.open_clip import POSITION_IDS
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-# What OpenAI's files hold beside the weights, and constants that converted files and some text towers keep among them.
+# What OpenAI's files hold besides the weights, and constants that converted files and some text towers keep among them.
 _NOT_WEIGHTS = {"input_resolution", "context_length", "vocab_size", "attn_mask", "text.attn_mask", POSITION_IDS}
 _SAFETENSORS_HEADER = 100_000_000
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-# exp() of it is CLIP's scale: 4.6, a scale of 100, where CLIP's training clamps it; sigmoid losses go slightly beyond.
+# CLIP's scale is its exponential. CLIP's training clamps it at 4.6, a scale of 100; sigmoid losses go slightly beyond.
 _MAX_LOGIT_SCALE = 10.0
 
 _repr = Repr()
@@ -41,10 +41,10 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             Its content decides, not its name.
 
     Returns:
-        Tensors by open_clip's names, in the file's precision. They may still be mapped to the file: copy what is kept.
+        Tensors by open_clip's names, in the file's precision. They may still be mapped to the file; copy those to keep.
 
     Raises:
-        BackboneError: If the file is something else or holds something else than floating-point weights.
+        BackboneError: If it is not such a file, or holds anything but floating-point weights.
     """
     path = Path(path)
     try:
@@ -57,11 +57,11 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def check_fit(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], backbone: str) -> None:
-    """Raise if weights are not those of an architecture.
+    """Raise if weights do not fit an architecture.
 
     Args:
         weights: Tensors by name.
-        expected: The architecture's own, likewise; only their shapes matter.
+        expected: The architecture's own tensors by name; only their shapes matter.
         backbone: What to call the architecture in the error.
 
     Raises:
@@ -91,7 +91,7 @@ def check_finite(weights: Mapping[str, Tensor]) -> None:
         BackboneError: Names the first tensor that does.
     """
     for name, tensor in weights.items():
-        # A sum is not finite if a term is not. The reverse does not hold, but is rare.
+        # If a term is not finite, neither is the sum. The converse may fail, but rarely does.
         if not tensor.sum().isfinite() and not tensor.isfinite().all():
             count = int((~tensor.isfinite()).sum())
             msg = f"{count} of {tensor.numel()} weights in {brief(name)} are NaN or infinite; use undamaged weights"
@@ -179,7 +179,7 @@ def _read_pickle(path: Path, *, mmap: bool) -> object:
     try:
         if mmap:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        with path.open("rb") as file:  # of a path, torch judges the name
+        with path.open("rb") as file:  # given a path, torch would go by its name
             return torch.load(file, map_location="cpu", weights_only=True)
     except OSError:
         raise
@@ -187,7 +187,7 @@ def _read_pickle(path: Path, *, mmap: bool) -> object:
         name = re.search(r"GLOBAL ([\w.]+)", str(error))
         if isinstance(error, pickle.UnpicklingError) and name:
             problem = (
-                f"holds Python code or objects ({name[1][:80]}) beside tensors, none of which was run; save "
+                f"holds Python code or objects ({name[1][:80]}) besides tensors, none of which was run; save "
                 "the tensors alone: torch.save(model.state_dict(), 'weights.pt')"
             )
         else:

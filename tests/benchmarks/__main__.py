@@ -46,7 +46,7 @@ CLASS_NAME = "bottle"
 
 
 class Setting(NamedTuple):
-    """What is measured on.
+    """Device, precision and CLIP to measure on.
 
     Attributes:
         weights: file of the CLIP's weights.
@@ -72,7 +72,7 @@ class Setting(NamedTuple):
 
 
 def write_weights(folder: Path) -> str:
-    """Write random weights for the paper's CLIP and give the file's path."""
+    """Write random weights for the paper's CLIP and return the file's path."""
     path = folder / "random.safetensors"
     clip = open_clip.create_model(DEFAULT_BACKBONE)
     save_file({name: value.contiguous() for name, value in clip.state_dict().items()}, path)
@@ -115,7 +115,7 @@ def bench_patchcore(setting: Setting) -> Iterator[Line]:
 
 @torch.inference_mode()
 def bench_prompts(setting: Setting) -> Iterator[Line]:
-    """Compare encoding all prompts in the context cut to the longest with encoding them in the whole one."""
+    """Compare encoding all prompts in a truncated context with encoding them in the full one."""
     loaded = load_backbone(DEFAULT_BACKBONE, setting.weights)
     tower = TextTower(loaded.clip.to(setting.device), loaded.tokenizer)
     prompts = [sentence for state in prompt_ensemble(CLASS_NAME) for sentence in state]
@@ -220,7 +220,7 @@ def bench_test_stage(setting: Setting) -> Iterator[Line]:
 
 
 def print_memory(kind: str, weights: str, batch: int) -> None:
-    """Set a model up, run a batch and print the most memory that was held meanwhile, in MB."""
+    """Set up a model, run a batch and print the peak memory in MB."""
     adaptation = TextAdapter() if kind == "adapted" else None
     model = (
         make_winclip()

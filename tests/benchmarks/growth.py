@@ -1,4 +1,4 @@
-"""How the cost of an image grows with what is asked for: batch, image size, tiles, prompts, and number of images.
+"""How the cost of an image grows with batch size, image size, tiles, prompts and number of images.
 
 Each point is a process of its own, in which it takes turns with the usual setting, so that a ratio compares what ran
 side by side. The memory is the point's own: it is taken before the usual setting is first run.
@@ -77,27 +77,27 @@ def make_model(weights: str, **options: object) -> AnoVLModel:
 
 
 def of_batch(weights: str, count: int) -> Pair:
-    """Batches of so many images against batches of 8."""
+    """Compare batches of a given size with batches of 8."""
     model = make_model(weights)
     images, usual = torch.rand(count, 3, 240, 240), torch.rand(USUAL_BATCH, 3, 240, 240)
     return Pair(lambda: model(images), lambda: model(usual), count, USUAL_BATCH)
 
 
 def of_size(weights: str, side: int) -> Pair:
-    """Images of so many pixels a side against 240."""
+    """Compare images of a given side in pixels with 240."""
     model, usual = make_model(weights, image_size=side), make_model(weights)
     return Pair(lambda: model(torch.rand(1, 3, side, side)), lambda: usual(torch.rand(1, 3, 240, 240)), 1, 1)
 
 
 def of_tiles(weights: str, tiling: int) -> Pair:
-    """An image of 4:3 in tiles against one that is not cut."""
+    """Compare a 4:3 image in tiles with an image without tiles."""
     model, usual, side = make_model(weights, tiles_per_side=tiling), make_model(weights), short_side(240, tiling)
     image = torch.rand(1, 3, side, side * 4 // 3)
     return Pair(lambda: model(image), lambda: usual(torch.rand(1, 3, 240, 240)), 1, 1)
 
 
 def of_prompts(weights: str, count: int) -> Pair:
-    """Encode so many prompts against 924."""
+    """Compare encoding a given number of prompts with encoding 924."""
     loaded = load_backbone(DEFAULT_BACKBONE, weights)
     tower = TextTower(loaded.clip, loaded.tokenizer)
     # Different ones of one length: four digits are four tokens.
@@ -109,7 +109,7 @@ def of_prompts(weights: str, count: int) -> Pair:
 
 
 def of_adapter(_: str, count: int) -> Pair:
-    """Adapt the 225 tokens of 8 images with so many prompts against 924."""
+    """Compare adapting the 225 tokens of 8 images with a given number of prompts and with 924."""
     tokens, width = torch.randn(USUAL_BATCH, 225, 640), 640
     bank, usual = noisy_bank(width, count), noisy_bank(width, USUAL_PROMPTS)
     return Pair(
@@ -121,7 +121,7 @@ def of_adapter(_: str, count: int) -> Pair:
 
 
 def of_images(_: str, count: int) -> Pair:
-    """Predict so many images with anomalib's engine and the small CLIP against 100."""
+    """Compare predicting a given number of images with predicting 100, with anomalib's engine and the small CLIP."""
     model, folder = AnoVL("anovl-demo", class_name="brick", visualizer=False), Path(tempfile.mkdtemp())
 
     def predict(number: int) -> None:

@@ -1,4 +1,4 @@
-"""What the benchmarks measure with: turns, medians, spread and memory."""
+"""Tools of the benchmarks: turns, medians, spread and memory."""
 
 import os
 import subprocess
@@ -52,13 +52,13 @@ def in_turns(first: Callable[[], object], second: Callable[[], object], rounds: 
 
 
 def resident_megabytes() -> float:
-    """Read how much memory this process holds, as Linux tells it."""
+    """Return the memory that this process holds, as Linux reports it."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def most_megabytes(call: Callable[[], object]) -> float:
-    """Run something and give the most memory that this process held meanwhile."""
+    """Run something and return this process's peak memory meanwhile."""
     highest, done = [0.0], threading.Event()
 
     def watch() -> None:
@@ -74,13 +74,13 @@ def most_megabytes(call: Callable[[], object]) -> float:
 
 
 def ratio(what: str, times: Times, count: int, goal: str = "") -> Line:
-    """Put two times for so many images, or whatever else, into a line."""
+    """Return a line from two times and the number of images, or of anything else."""
     note = f"{times.first / count:.4g} s against {times.second / count:.4g} s an image"
     return Line(what, times.first / times.second, goal, f"{note}, ± {times.spread:.2g}" if times.spread else note)
 
 
 def in_process(module: str, *arguments: object) -> list[float]:
-    """Run a module in a process of its own and give the numbers on the last line that it prints."""
+    """Run a module in its own process and return the numbers on the last line that it prints."""
     command = [sys.executable, "-m", module, *map(str, arguments)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return [float(word) for word in done.stdout.splitlines()[-1].split()]

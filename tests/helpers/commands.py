@@ -8,7 +8,7 @@ from pathlib import Path
 from anomalib.cli.cli import AnomalibCLI
 
 ROOT = Path(__file__).parents[2]
-# The page that is run as a whole, by tests/integration/test_guide.py.
+# tests/integration/test_guide.py runs this page as a whole.
 GUIDE = ROOT / "docs" / "first_prediction.md"
 
 
@@ -24,7 +24,7 @@ class ReadingCLI(AnomalibCLI):
     """Reads a command line and creates neither model nor data."""
 
     def before_instantiate_classes(self):
-        """Leave the configuration as it was read."""
+        """Keep the configuration unchanged."""
 
     def instantiate_classes(self):
         """Create nothing."""

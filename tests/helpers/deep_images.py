@@ -1,4 +1,4 @@
-"""Image files of more than 8 bits a channel, and the 8-bit files they are copies of."""
+"""Image files of more than 8 bits a channel, and their 8-bit originals."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ def gray_levels(*shape: int) -> np.ndarray:
 
 
 def write_16_bit_png(path: Path, pixels: np.ndarray) -> None:
-    """Write uint16 pixels, shape (H, W), (H, W, 3) RGB or (H, W, 4) RGBA, which Pillow cannot."""
+    """Write uint16 pixels, shape (H, W), (H, W, 3) RGB or (H, W, 4) RGBA, which Pillow cannot write."""
     codes = {2: None, 3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}
     code = codes[pixels.ndim if pixels.ndim == 2 else pixels.shape[2]]
     path.parent.mkdir(parents=True, exist_ok=True)

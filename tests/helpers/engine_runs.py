@@ -1,4 +1,4 @@
-"""Short ways to run a model on anomalib's engine."""
+"""Runs of a model on anomalib's engine."""
 
 from pathlib import Path
 from typing import NamedTuple

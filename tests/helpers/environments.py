@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
 OWN = ("anovl_plugin", "_anovl_plugin", "_editable_impl_anovl_plugin")
-# What anomalib and the plugin import from others, so that it is imported once and not once per scenario.
+# Imports of anomalib and the plugin, made once instead of once per scenario.
 PRELOADED = (
     "torch, torchvision, torchmetrics, lightning.pytorch, kornia, timm, open_clip, pandas, sklearn, jsonargparse"
 )
@@ -110,7 +110,7 @@ class Environment:
                 target.symlink_to(path)
 
     def run(self, *command: object, stdin: str | None = None, **variables: str) -> Outcome:
-        """Run a command in the work folder; settings of Python, pip and the plugin are only those given."""
+        """Run a command in the work folder, with only the given settings of Python, pip and the plugin."""
         settings = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "ANOVL", "PIP"))}
         settings |= {
             "HF_HUB_OFFLINE": "1",

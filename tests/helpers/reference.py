@@ -1,6 +1,6 @@
 """AnoVL without training (arXiv 2308.15939, section 3), one view, written out slowly in float64.
 
-Nothing here is shared with the package, and nothing is clever: it is what the package is held against.
+Nothing here is shared with the package, and nothing is clever: the package is checked against it.
 """
 
 import math
@@ -188,7 +188,7 @@ def mean_3x3(grid: list[list[float]]) -> list[list[float]]:
 
 
 def place(index: int, wanted: int, given: int) -> tuple[int, int, float]:
-    """Say between which two samples a sample of a longer line lies, ends on ends, and how far from the first."""
+    """Return the two samples that a sample of a longer line lies between, ends aligned, and its distance to the first."""
     position = index * (given - 1) / (wanted - 1) if wanted > 1 else 0.0
     first = min(int(position), given - 1)
     return first, min(first + 1, given - 1), position - first
@@ -227,7 +227,7 @@ def published(name: str, weights: str, images: Tensor, class_name: str, domain: 
 
 
 def shown(p: Tensor, name: str, weights: str) -> Tensor:
-    """Return the displayed probability for a published one: 3/4 where it exceeds 1/2 by CLIP's temperature."""
+    """Return the displayed probability for a published one: 3/4 if that exceeds 1/2 by CLIP's temperature."""
     clip, _ = load(name, weights)
     margin, temperature = p - 0.5, math.exp(-float(clip.logit_scale))
     return 0.5 + margin / (2 * (margin.abs() + temperature))

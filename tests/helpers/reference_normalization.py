@@ -1,4 +1,4 @@
-"""The broken line of normalization in float64, for comparison."""
+"""The piecewise linear normalization in float64, for comparison."""
 
 import numpy as np
 

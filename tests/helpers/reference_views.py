@@ -1,6 +1,6 @@
 """The 22 views of a square image (AnoVL, section 3.3), written out slowly in float64.
 
-Nothing here is shared with the package, and nothing is clever: it is what the package is held against.
+Nothing here is shared with the package, and nothing is clever: the package is checked against it.
 """
 
 import math
@@ -21,7 +21,7 @@ def mirror(position: float, last: int) -> float:
 
 
 def between(channel: list[list[float]], x: float, y: float) -> float:
-    """Read a square channel between its pixels."""
+    """Interpolate a square channel between its pixels."""
     last = len(channel) - 1
     x, y = mirror(x, last), mirror(y, last)
     left, top = math.floor(x), math.floor(y)
@@ -33,7 +33,7 @@ def between(channel: list[list[float]], x: float, y: float) -> float:
 
 
 def warp(image: Tensor, theta: list[list[float]]) -> Tensor:
-    """Fill each pixel (u, v) with what lies at theta (u, v, 1); -1 and 1 are the centers of the border pixels."""
+    """Sample each pixel (u, v) at theta (u, v, 1); -1 and 1 are the centers of the border pixels."""
     last, places = image.shape[-1] - 1, []
     for row in range(last + 1):
         for column in range(last + 1):
@@ -45,13 +45,13 @@ def warp(image: Tensor, theta: list[list[float]]) -> Tensor:
 
 
 def turned(image: Tensor, angle: float) -> Tensor:
-    """Turn what is seen anti-clockwise: rows run downwards, so a pixel is read from where it was, clockwise of it."""
+    """Rotate the picture counterclockwise: each pixel is read from a position clockwise of it, as rows run downward."""
     cos, sin = math.cos(angle), math.sin(angle)
     return warp(image, [[cos, -sin, 0.0], [sin, cos, 0.0]])
 
 
 def moved(image: Tensor, x: float, y: float) -> Tensor:
-    """Move what is seen to the right and down: a pixel is read from the left of it and above."""
+    """Move the picture right and down: each pixel is read from a position to its left and above."""
     return warp(image, [[1.0, 0.0, -x], [0.0, 1.0, -y]])
 
 

@@ -44,7 +44,7 @@ NOT_REGISTERED = REGISTERED | {
     "demo data": False,
 }
 NOT_INSTALLED = NOT_REGISTERED | {"finders": []}
-# What may come first, with and without a start-up hook.
+# Imports that may come first, with and without a start-up hook.
 ORDERS = {
     "plugin": "import anovl_plugin",
     "plugin last": "import anomalib.models, anovl_plugin",
@@ -76,7 +76,7 @@ def state_after(code: str) -> str:
 
 
 MODEL_ARGUMENTS = ("--model.backbone", "anovl-demo", "--model.visualizer", False, "--trainer.accelerator", "cpu")
-# What a command's output has to show, for the commands that show anything.
+# Text in the output of the commands that print anything.
 SIGNS = {"test": "pixel_AUROC", "train": "pixel_AUROC", "config": "pixel_AUROC", "benchmark": "Saved results"}
 SIGNS |= {"test-data": "pixel_AUROC", "validate": "Validation", "predict": "Predicting", "export": "Exported model"}
 COMMANDS = [f"{command} {path}" for command in ("test", "validate", "predict", "train", "export") for path in PATHS]
@@ -113,7 +113,7 @@ def write_benchmark(environment: Environment, name: str, surfaces: object) -> st
 def command_line(environment: Environment, name: str, surfaces: object) -> list:
     """Return the arguments of ``anomalib`` for one of :data:`COMMANDS` or :data:`HELPS`."""
     command, path = name.split()
-    # A folder of its own, as anomalib's train and predict refuse one that its test was the first to write to.
+    # A separate folder, because anomalib's train and predict fail in one that its test wrote to first.
     folder = ["--default_root_dir", f"results of {name}"]
     if command == "config":
         return ["test", "--config", write_config(environment, path, surfaces), *folder]

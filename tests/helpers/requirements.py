@@ -20,7 +20,7 @@ except ModuleNotFoundError:  # Python 3.10
 ROOT = Path(__file__).parents[2]
 # Their old releases on PyPI are CUDA builds of several gigabytes.
 LARGE = {"torch", "torchvision"}
-# What old releases import and newer ones, which are installed beside them, no longer bring along: pandas 2 needs it.
+# Imported by old releases, but no longer required by the newer ones installed beside them: pandas 2 needs it.
 NEEDED_BY_OLD_RELEASES = ("pytz",)
 
 

@@ -1,4 +1,4 @@
-"""Environments to install the plugin into, one of each for a test module."""
+"""Environments to install the plugin into, one of each kind per test module."""
 
 import pytest
 

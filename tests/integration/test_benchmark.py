@@ -127,7 +127,7 @@ def results(images, tmp_path_factory):
         model["init_args"]["coreset_sampling_ratio"] = PATCHCORE["coreset_sampling_ratio"] if fitted else None
     (folder / "few.yaml").write_text(yaml.safe_dump(config))
     done = run(["anomalib", "benchmark", "--config", "few.yaml"], folder)
-    # The pipeline ends with status 0 even if it fails; only its results tell.
+    # The pipeline exits with status 0 even if it fails; only its results tell.
     found = list(folder.glob("runs/benchmark/*/results.csv"))
     assert len(found) == 1, f"{done.stdout}\n{done.stderr[-3000:]}"
     return found[0]
@@ -221,7 +221,7 @@ def test_winclip_names_a_clip_that_is_not_supported():
 
 
 def test_anomalibs_own_winclip_stops_the_benchmark(images, tmp_path, monkeypatch):
-    """Why the benchmark has one of its own."""
+    """This is why the benchmark has its own WinClip."""
     with pytest.raises(MisconfigurationException, match="val_dataloader"):
         benchmark_model(own_winclip(monkeypatch, "anovl-demo"), data_of(images), tmp_path)
 
@@ -248,7 +248,7 @@ def test_settings_that_a_model_does_not_have_are_refused():
 def test_any_model_of_anomalib_has_a_benchmark_version():
     padim = benchmark.BenchmarkPadim
     assert padim is benchmark.BenchmarkPadim
-    # As runs on several GPUs need it.
+    # Runs on several GPUs need this.
     assert pickle.loads(pickle.dumps(padim)) is padim  # noqa: S301 - its own
     assert f"{padim.__module__}.{padim.__name__}" == f"{PACKAGE}.BenchmarkPadim"
 

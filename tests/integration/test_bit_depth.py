@@ -1,4 +1,4 @@
-"""Engine runs see images of more than 8 bits as they see 8-bit copies of them."""
+"""Engine runs see images of more than 8 bits just like their 8-bit copies."""
 
 import copy
 import shlex
@@ -43,7 +43,7 @@ def make(weights_of):
 
 
 def widen(root: Path) -> Path:
-    """Replace all images below a folder, but not masks, by their 16-bit copies."""
+    """Replace all images below a folder, except masks, with 16-bit copies."""
     for path in sorted(root.rglob("*.png")):
         if not {"ground_truth", "mask", "Masks"} & set(path.parts):
             pixels = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
@@ -56,7 +56,7 @@ def widen(root: Path) -> Path:
 
 
 def narrow(root: Path) -> Path:
-    """Put the 8-bit originals back."""
+    """Restore the 8-bit originals."""
     for path in root.rglob("*.8bit"):
         path.rename(path.with_suffix(".png"))
     return root
@@ -71,7 +71,7 @@ def assert_close_runs(actual: Predictions, expected: Predictions) -> None:
 
 
 def write_copies(folder: Path) -> tuple[Path, Path]:
-    """Write images of one size, and of 8 bits in one folder and more in another, and return the folders."""
+    """Write images of one size to two folders, with more than 8 bits and with 8, and return the folders."""
     deep, plain = folder / "deep", folder / "plain"
     deep.mkdir()
     plain.mkdir()
@@ -116,7 +116,7 @@ def test_predict_on_loaders(make, copies, workers, tmp_path):
             dataset, batch_size=3, num_workers=workers, collate_fn=dataset.collate_fn, persistent_workers=workers > 0
         )
         if workers and folder == copies[0]:
-            # Workers that started before must not go on reading files as they did.
+            # Workers that started earlier must not keep reading files the old way.
             dataset.image_filenames, whole = dataset.image_filenames[-1:], dataset.image_filenames
             list(loader)
             dataset.image_filenames = whole

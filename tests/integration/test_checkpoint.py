@@ -1,4 +1,4 @@
-"""A checkpoint is the whole truth: it brings every setting, and contradicts what is set otherwise."""
+"""A checkpoint is authoritative: it supplies every setting, and settings that contradict it are errors."""
 
 import os
 import shutil
@@ -43,7 +43,7 @@ SETTINGS = {
 
 
 class Written(NamedTuple):
-    """A checkpoint, and what the run that wrote it gives for images without labels."""
+    """A checkpoint, and the predictions and metrics of the run that wrote it."""
 
     path: Path
     predictions: Predictions
@@ -88,7 +88,7 @@ def plain(write):
 
 @pytest.mark.parametrize("save_backbone", [False, True])
 @pytest.mark.parametrize("case", SETTINGS)
-def test_a_model_of_defaults_gives_what_the_run_gave(case, save_backbone, write, bottles, bare, tmp_path):
+def test_a_default_model_reproduces_the_run(case, save_backbone, write, bottles, bare, tmp_path):
     written = write(**SETTINGS[case], save_backbone=save_backbone)
     found = run_predict(AnoVL(visualizer=False), tmp_path, data_path=bare, ckpt_path=written.path)
     assert_same(found, written.predictions)
@@ -134,7 +134,7 @@ def test_a_self_contained_checkpoint_needs_no_source(weights_of, bottles, bare, 
     assert_same(run_predict(loaded, tmp_path / "three", data_path=bare), expected)
 
 
-def test_weights_that_are_gone_are_one_line(weights_of, bottles, bare, tmp_path):
+def test_missing_weights_are_a_one_line_error(weights_of, bottles, bare, tmp_path):
     moved = shutil.copy(weights_of("tiny-square"), tmp_path / "moved.safetensors")
     model = AnoVL("tiny-square", pretrained=moved, visualizer=False)
     run_test(model, tmp_path / "test", bottles())
@@ -148,12 +148,12 @@ def test_weights_that_are_gone_are_one_line(weights_of, bottles, bare, tmp_path)
         with pytest.raises(backbones.BackboneError, match=r"moved\.safetensors.*neither a file nor") as caught:
             load()
         assert "\n" not in str(caught.value)
-    # The same weights may be somewhere else.
+    # The same weights may be elsewhere.
     elsewhere = AnoVL(pretrained=weights_of("tiny-square"), visualizer=False)
     assert_same(run_predict(elsewhere, tmp_path / "two", data_path=bare, ckpt_path=checkpoint), expected)
 
 
-def test_nothing_of_the_text_side_is_loaded_for_a_checkpoint(plain, bare, tmp_path, replace_loading):
+def test_no_text_tower_is_loaded_for_a_checkpoint(plain, bare, tmp_path, replace_loading):
     calls = []
 
     def spy(*arguments, image=True, text=True):
@@ -234,7 +234,7 @@ def test_a_setting_that_agrees_with_the_checkpoint_is_not_an_error(options, plai
     assert_same(found, plain.predictions)
 
 
-def test_the_category_of_the_data_must_be_the_checkpoint_s(plain, photos, bottles, tmp_path):
+def test_the_category_must_match_the_checkpoint(plain, photos, bottles, tmp_path):
     image_datasets.write_mvtec(photos / "data", "cable")
     with pytest.raises(
         CheckpointError, match=r"^the data module's category is 'cable', but .* made with 'bottle', and its"
@@ -242,7 +242,7 @@ def test_the_category_of_the_data_must_be_the_checkpoint_s(plain, photos, bottle
         run_test(AnoVL(visualizer=False), tmp_path, bottles("cable"), ckpt_path=plain.path)
 
 
-def test_data_without_a_category_keep_the_checkpoint_s_class(plain, photos, tmp_path):
+def test_data_without_a_category_keep_the_class_of_the_checkpoint(plain, photos, tmp_path):
     folder = image_datasets.folder(photos / "folder", masks=True)
     model = AnoVL(visualizer=False)
     run_test(model, tmp_path, folder, ckpt_path=plain.path)
@@ -322,13 +322,13 @@ def test_a_component_that_was_off_stays_off(weights_of, bottles, tmp_path):
         assert one.pred_label is None
 
 
-def test_another_post_processor_than_the_checkpoint_s_is_an_error(plain, bare, tmp_path):
+def test_a_different_post_processor_is_an_error(plain, bare, tmp_path):
     message = "^post_processor is a PostProcessor, but the checkpoint was made with a ZeroShotPostProcessor; pass one"
     with pytest.raises(ValueError, match=message):
         run_predict(AnoVL(post_processor=PostProcessor()), tmp_path, data_path=bare, ckpt_path=plain.path)
 
 
-def test_another_pre_processor_than_the_checkpoint_s_is_an_error(plain, bare, tmp_path):
+def test_a_different_pre_processor_is_an_error(plain, bare, tmp_path):
     other = PreProcessor(Compose([Resize([32, 32], antialias=True), Normalize([0.5] * 3, [0.5] * 3)]))
     with pytest.raises(CheckpointError, match=r"^pre_processor is not the checkpoint's; leave it out, or change it on"):
         run_predict(AnoVL(pre_processor=other), tmp_path, data_path=bare, ckpt_path=plain.path)
@@ -411,7 +411,7 @@ def test_a_checkpoint_with_code_in_it_runs_nothing(plain, bare, tmp_path):
 
 
 def test_the_command_line_needs_nothing_but_the_checkpoint(tmp_path):
-    """As the README says it, on the small CLIP, with settings that change scores."""
+    """The README's example on the small CLIP, with settings that change scores."""
     from anovl_plugin.demo.datamodule import make_category
 
     make_category(tmp_path / "photos", "brick")

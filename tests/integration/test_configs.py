@@ -1,4 +1,4 @@
-"""The example configurations: each is read by anomalib's command line as its header says."""
+"""The example configurations: anomalib's command line reads each as its header says."""
 
 import shlex
 from pathlib import Path
@@ -28,7 +28,7 @@ def command_of(path):
 
 def test_there_are_configs():
     assert "demo.yaml" in [path.name for path in CONFIGS]
-    # Those of the benchmark are for another command; they have tests of their own.
+    # The benchmark's are for another command and have their own tests.
     assert {*CONFIGS, FOLDER / "benchmark"} == {*FOLDER.iterdir()}
 
 

@@ -1,4 +1,4 @@
-"""Every command that the README, the docs and the configs show is a command that works."""
+"""Every command in the README, the docs and the configs works."""
 
 import re
 import runpy
@@ -32,7 +32,7 @@ COMMANDS = shown_commands()
 PROGRAMS = sorted(
     {name for page in PAGES for name in re.findall(r"`(python -m anovl_plugin\.[\w.]+)", page.read_text())}
 )
-# What is shipped suffices for these, so they are run; of the others it is seen that anomalib understands them.
+# These need nothing but the package, so they are run; for the others, anomalib must understand the arguments.
 OF_BENCHMARK = [command for command in COMMANDS if command.startswith("anomalib benchmark ")]
 OF_ANOMALIB = [command for command in COMMANDS if command.startswith("anomalib ") and command not in OF_BENCHMARK]
 RUN = [command for command in OF_ANOMALIB if "anovl-demo" in command or "configs/demo" in command]
@@ -65,12 +65,12 @@ def test_anomalib_understands_the_command(command, monkeypatch):
 
 @pytest.mark.parametrize("command", OF_BENCHMARK)
 def test_benchmarks_have_their_file(command):
-    # They read no other arguments; tests/integration/test_benchmark.py runs them.
+    # They have no other arguments; tests/integration/test_benchmark.py runs them.
     assert (ROOT / command.removeprefix("anomalib benchmark --config ")).is_file()
 
 
 @pytest.mark.parametrize("command", RUN)
-def test_commands_on_what_is_shipped_run(command, folder):
+def test_commands_that_need_only_the_package_run(command, folder):
     done = run(shlex.split(command), folder)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "image_AUROC" in done.stdout

@@ -1,4 +1,4 @@
-"""Exported models, run by anomalib's inferencers and by ONNX Runtime, say what the engine says."""
+"""Exported models, run by anomalib's inferencers and by ONNX Runtime, give the engine's predictions."""
 
 import logging
 from collections.abc import Callable
@@ -26,7 +26,7 @@ FIELDS = ("pred_score", "anomaly_map", "pred_label", "pred_mask")
 
 
 class Look(NamedTuple):
-    """A model that was tested, and what the engine then says of images without labels, one by one."""
+    """A tested model, and the engine's predictions for images without labels, one by one."""
 
     model: AnoVL
     photographs: list[Path]
@@ -64,7 +64,7 @@ def of_torch(path: Path) -> Callable[[Path], dict]:
 
 
 def of_openvino(path: Path) -> Callable[[Path], dict]:
-    # Where a CPU has units for bf16, OpenVINO would use them.
+    # OpenVINO would use a CPU's units for bf16.
     inferencer = OpenVINOInferencer(path, device="CPU", config={"INFERENCE_PRECISION_HINT": "f32"})
     return lambda image: {name: getattr(inferencer.predict(image), name) for name in FIELDS}
 
@@ -101,7 +101,7 @@ def exported(tested, tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_says_what_the_engine_says(kind, tested, exported, tmp_path, monkeypatch):
+def test_predictions_are_those_of_the_engine(kind, tested, exported, tmp_path, monkeypatch):
     monkeypatch.setenv("TRUST_REMOTE_CODE", "1")
     # OpenVINO's cache goes to the working folder.
     monkeypatch.chdir(tmp_path)
@@ -164,7 +164,7 @@ def test_torch_export_before_any_run(make, tmp_path):
     assert not exported.model._text_tower.is_loaded
 
 
-def test_without_openvino_it_says_what_to_install(make, tmp_path, monkeypatch):
+def test_without_openvino_the_error_says_what_to_install(make, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "find_spec", {}.get)
     with pytest.raises(ModuleNotFoundError, match=r"needs openvino, which is not installed: pip install 'anomalib"):
         make(class_name="bolt").to_openvino(tmp_path)

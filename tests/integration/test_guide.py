@@ -1,4 +1,4 @@
-"""The page "From first prediction to production" is run from top to bottom, and shows the output."""
+"""The page "From first prediction to production" runs from top to bottom and prints what it shows."""
 
 import re
 import shlex
@@ -23,7 +23,7 @@ def steps() -> list[Step]:
 
 
 def words(line: str) -> list[object]:
-    """Take a line of output apart; another machine may round its numbers otherwise."""
+    """Split a line of output into words, and numbers that may be rounded differently elsewhere."""
     parts = re.findall(r"[\w.]+", line)
     return [pytest.approx(float(part), abs=0.01) if re.fullmatch(r"\d+\.\d+", part) else part for part in parts]
 
@@ -34,7 +34,7 @@ def printed(line: str) -> list[object]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Run the page in a folder, and hold each block to the output that it shows."""
+    """Run the page in a folder, and compare the output of each block with the page."""
     folder = tmp_path_factory.mktemp("guide")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRUST_REMOTE_CODE", "1")

@@ -92,7 +92,7 @@ def test_environment_variable_switches_automatic_registration_off(environment_wi
         assert outcomes[name].result == REGISTERED
 
 
-# Runs on a copy of the plugin that comes before the installed one, once that has been damaged.
+# Runs on a damaged copy of the plugin that precedes the installed one.
 DAMAGE = """
 import os, pathlib, shutil, sys, tempfile, warnings
 warnings.simplefilter("always", UserWarning)
@@ -105,7 +105,7 @@ def damage(name, change):
     path.write_bytes(change(path.read_bytes()))
 """
 FORGET = "[sys.modules.pop(name) for name in [*sys.modules] if name.startswith('open_clip')]; "
-# What is wrong, and what the warning has to name.
+# The damage, and what the warning must name.
 DAMAGES = {
     "missing dependency": (FORGET + "sys.modules['open_clip'] = None", "open_clip"),
     "missing submodule": ("(plugin / 'torch_model.py').unlink()", "anovl_plugin.torch_model"),

@@ -213,7 +213,7 @@ def test_precision(precision, make, usual, bare, bottles, tmp_path):
     found = gather(batches)
     assert found.score.dtype == found.map.dtype == model.model.text_bank.state_embeddings.dtype == torch.float32
     assert_close(model.model.text_bank.state_embeddings, states, **EXACT)
-    # Half precision moves the cosines in the third digit, and the spread scores by some hundredths.
+    # Half precision moves the cosines in the third digit, and the rescaled scores by some hundredths.
     assert_close(found.score, expected.score, rtol=0, atol=1e-6 if precision[:2] in {"32", "64"} else 0.05)
     metrics = quiet_engine(tmp_path, precision=precision).test(model, datamodule=bottles(), verbose=False)
     assert set(metrics[0]) == ALL_METRICS

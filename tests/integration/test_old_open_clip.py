@@ -20,7 +20,7 @@ from tests.helpers.tolerances import REFERENCE
 
 FOLDER = os.environ.get("ANOVL_OLD_OPEN_CLIP")
 ROOT = Path(__file__).parents[2]
-# Writes what the older open_clip and the package on it make of images and sentences.
+# Writes the results of the older open_clip, and of the package on it, for images and sentences.
 SCRIPT = """
 import sys, torch, open_clip
 from anovl_plugin.vision.backbone import load_backbone
@@ -74,12 +74,12 @@ def test_both_paths_equal_the_reference_and_that_open_clip(name, results, weight
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_truncate_context_gives_what_the_full_one_gives(name, results):
+def test_a_truncated_context_gives_the_same_as_the_full_one(name, results):
     assert_close(results[name]["truncated"], results[name]["full"], **REFERENCE)
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_model_gives_what_it_gives_on_this_open_clip(name, results, weights_of):
+def test_model_gives_the_same_on_this_open_clip(name, results, weights_of):
     found, model = results[name], AnoVLModel(name, pretrained=weights_of(name), class_name="bottle")
     here = model(found["images"])
     assert_close(found["states"], model.text_bank.state_embeddings, **REFERENCE)

@@ -130,7 +130,7 @@ def test_odd_ranges_keep_order_and_labels(name, photographs, raw, bricks, tmp_pa
     (path, *_) = sorted((bricks / "brick" / "test" / "crack").iterdir())
     (batch,) = quiet_engine(tmp_path).predict(model, data_path=path, return_predictions=True)
     one = model(read_image(path, as_tensor=True)[None])
-    # Narrow ranges magnify what another batch size changes.
+    # Narrow ranges magnify the effect of the batch size.
     assert_close(batch.pred_score.flatten(), one.pred_score, rtol=0, atol=1e-4)
     assert_close(batch.anomaly_map.as_subclass(Tensor).flatten(), one.anomaly_map.flatten(), rtol=0, atol=1e-4)
     assert batch.pred_label == one.pred_label
@@ -154,7 +154,7 @@ def run_onnx(model: AnoVL, images: Tensor, folder: Path) -> dict[str, Tensor]:
 
 
 def run_openvino(model: AnoVL, images: Tensor, folder: Path) -> dict[str, Tensor]:
-    # Where a CPU has units for bf16, OpenVINO would use them.
+    # OpenVINO would use a CPU's units for bf16.
     exact = {"INFERENCE_PRECISION_HINT": "f32"}
     compiled = openvino.Core().compile_model(model.to_openvino(folder), "CPU", exact)
     found = compiled(images.numpy())
@@ -168,7 +168,7 @@ def test_exported_models_keep_order_and_labels(name, run, photographs, raw, tmp_
     model(photographs[:1])
     set_range(model, name)
     expected, found = model(photographs), run(model, photographs, tmp_path)
-    # The slope between threshold and limit magnifies what the runtimes differ by.
+    # The slope between threshold and limit magnifies the differences between runtimes.
     for field in ("pred_score", "anomaly_map"):
         assert_close(found[field], getattr(expected, field), rtol=0, atol=2e-3)
     assert (found["pred_score"][raw.pred_score.argsort()].diff() > 0).all()

@@ -40,7 +40,7 @@ def brick_model() -> AnoVL:
     return AnoVL("anovl-demo", domain="texture", visualizer=False)
 
 
-def test_two_processes_find_what_one_finds(usual, surfaces, tmp_path):
+def test_two_processes_give_the_same_as_one(usual, surfaces, tmp_path):
     # 45 images, which two processes cannot share evenly.
     command = f"anomalib test --config {ROOT}/configs/demo.yaml --data.root {surfaces().root} --trainer.accelerator cpu"
     done = run(shlex.split(f"{command} --trainer.devices 2 --trainer.strategy ddp"), tmp_path)
@@ -93,7 +93,7 @@ def test_a_share_keeps_all_arguments_of_its_loader():
         "in_order": False,
     }
     chosen = {"self", "dataset", "shuffle", "sampler", "batch_sampler"}
-    # PyTorch's newer arguments belong into the test, too.
+    # Newer arguments of PyTorch belong in this test, too.
     assert set(given) | chosen == set(inspect.signature(DataLoader.__init__).parameters)
     loader = DataLoader(range(10), **given)
     share = unpadded_share(loader, 1, 2)
@@ -162,7 +162,7 @@ def test_compiles_whole(options, weights_of):
     model = AnoVLModel("tiny-square", pretrained=weights_of("tiny-square"), class_name="bottle", **options)
     images = torch.rand(2, 3, 32, 50 if options.get("tiles_per_side") else 32)
     expected = model(images)
-    # The graph is what can go wrong; what a compiler makes of it takes minutes.
+    # Only the graph can go wrong here; compiling it further takes minutes.
     found = torch.compile(model, backend="eager", fullgraph=True)(images)
     assert_close(found.pred_score, expected.pred_score)
     assert_close(found.anomaly_map, expected.anomaly_map)

@@ -54,7 +54,7 @@ before = get_models()
 importlib.reload(anomalib.models)
 print(json.dumps({{"imported": before, "reloaded": get_models()}}))
 """
-# A finder behind the plugin's, which must be asked as if that were not there.
+# A finder behind the plugin's, which must be called as if the plugin's were absent.
 OTHER_FINDER = """
 import json, sys
 class OtherFinder:

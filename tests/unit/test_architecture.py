@@ -1,4 +1,4 @@
-"""Imports within the package run downwards only, by the table of floors in docs/architecture.md."""
+"""Imports within the package run downward only, by the table of floors in docs/architecture.md."""
 
 import ast
 import re
@@ -137,7 +137,7 @@ def test_every_entry_of_the_table_exists():
     assert not missing, f"the table of floors in {PAGE.name} lists what is not there: {missing}"
 
 
-def test_imports_run_downwards_only():
+def test_imports_run_downward_only():
     upwards = violations(imports_of(PACKAGE))
     assert not upwards, "imports against the floors of docs/architecture.md:\n" + "\n".join(upwards)
 

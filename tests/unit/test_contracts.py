@@ -35,7 +35,7 @@ def parts_of(value: object) -> list[object]:
     if isinstance(value, np.integer | Path):
         return [value, int(value) if isinstance(value, np.integer) else str(value)]
     if isinstance(value, dict):
-        # Of an empty mapping, what it lacks is shown.
+        # For an empty mapping, the message shows what it lacks.
         return [value, *map(Name, value or ["is missing"]), *value.values()]
     inner = value if isinstance(value, list | tuple) else ()
     return [value, *islice(inner, 2)]

@@ -38,7 +38,7 @@ def imported_distributions(folder: Path) -> dict[str, set[str]]:
     providers, found = packages_distributions(), {}
     for path in sorted(folder.rglob("*.py")):
         for name in imported_names(path.read_text(encoding="utf-8")) - set(sys.stdlib_module_names) - OWN:
-            # A name that nothing installed provides stands for itself, so that it shows up as undeclared.
+            # A name that no installed distribution provides stands for itself, so it shows up as undeclared.
             # anomalib[openvino] brings onnx and openvino for the tests of exports.
             for distribution in {canonicalize_name(each) for each in providers.get(name, [name])}:
                 found.setdefault(distribution, set()).add(path.relative_to(ROOT).as_posix())

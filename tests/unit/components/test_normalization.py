@@ -16,7 +16,7 @@ SCORES = st.floats(0, 1, width=32, allow_subnormal=False)
 ODD = st.sampled_from([0.0, 1e-30, 1e-6, 0.5, 1 - 1e-6, 1 - 2**-24, 1.0])
 THRESHOLDS = SCORES | ODD
 RANGES = st.tuples(SCORES | ODD, SCORES | ODD).map(sorted) | st.just((float("nan"), float("nan")))
-# What a pair of scores must differ by.
+# Smallest difference between two scores that must be kept.
 APART = 1e-6
 
 

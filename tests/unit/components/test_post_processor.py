@@ -133,7 +133,7 @@ def test_each_half_can_be_disabled(normalizing, labeling):
         assert_close(found.pred_score, normalize(torch.tensor([0.1, 0.45, 0.7]), *numbers))
     else:
         assert found.pred_score.tolist() == pytest.approx([0.1, 0.45, 0.7])
-    # The threshold is 0.4 even where scores are returned as they were.
+    # The threshold is 0.4 even if scores are returned unchanged.
     assert (found.pred_label.tolist() if labeling else found.pred_label) == ([False, True, True] if labeling else None)
 
 
@@ -185,7 +185,7 @@ def test_given_thresholds_become_half_whatever_validation_said():
 def test_reset_forgets_validation_but_not_given_thresholds():
     batch = batch_of([0.1, 0.2, 0.6, 0.7], labels=[0, 0, 1, 1], masks=[0, 0, 1, 1])
     post = validated(batch, pixel_threshold=0.6)
-    # A run that was cut off leaves scores behind.
+    # An interrupted run leaves scores behind.
     post.on_validation_batch_end(None, None, batch_of([0.9, 0.8], labels=[0, 1], masks=[0, 1]))
     post.reset()
     assert post.image_threshold == 0.5
@@ -225,7 +225,7 @@ def test_settings_come_from_a_checkpoint_unless_they_are_given(name):
     assert default.checkpoint_config() == GIVEN
     other = not GIVEN[name] if isinstance(GIVEN[name], bool) else 0.2
     if name.startswith("enable"):
-        # A default cannot be told from nothing given, so the checkpoint has the default here.
+        # A given default looks like no argument, so the checkpoint has the default here.
         saved, other = ZeroShotPostProcessor().checkpoint_config(), GIVEN[name]
     given_one = ZeroShotPostProcessor(**{name: other})
     given_one.load_checkpoint_config(saved)

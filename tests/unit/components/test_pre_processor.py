@@ -35,7 +35,7 @@ from anovl_plugin.components.pre_processor import (
 )
 from tests.helpers.tolerances import FLOAT32
 
-# To a width of one pixel torch itself goes wrong: it repeats one row.
+# torch itself gets widths of one pixel wrong: it repeats one row.
 sides = st.integers(2, 150)
 
 

@@ -91,7 +91,7 @@ def test_processes_find_the_threshold_of_all_scores(labels):
 
         metric.dist_sync_fn, metric.distributed_available_fn = gather, lambda: True
         assert metric.compute() == expected
-        # Each process has its own scores back.
+        # Each process gets its own scores back.
         assert torch.equal(torch.cat(list(metric.preds)), states["preds"][rank])
 
 

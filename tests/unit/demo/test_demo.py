@@ -85,7 +85,7 @@ def test_masks_cover_exactly_the_pixels_that_changed(kind, seed, size):
 def test_defects_are_visible(kind, seed, level):
     image = np.full((96, 96, 3), level, np.float32)
     abnormal, mask = paint_defect(image, kind, default_rng(seed))
-    # Cracks and holes are black, so that they are hardly visible on a black surface, as in reality.
+    # Cracks and holes are black, so they are hardly visible on a black surface, as in reality.
     if kind not in {"crack", "hole"} or level > 0.3:
         assert abs(abnormal - image).mean(-1)[mask].mean() >= MIN_CONTRAST
 

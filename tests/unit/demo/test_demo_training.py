@@ -43,7 +43,7 @@ def trained(tmp_path_factory):
 @pytest.mark.slow
 def test_open_clip_loads_the_weights(trained):
     clip = open_clip.create_model(DEMO_BACKBONE)
-    # Not by its `pretrained`, which in the oldest supported version takes no .safetensors file.
+    # Not with `pretrained`, which accepts no .safetensors file in the oldest supported version.
     clip.load_state_dict(load_file(trained / "demo.safetensors"))
     assert clip.logit_scale.exp().item() == pytest.approx(SCALE, rel=1e-3)
     assert clip.encode_image(torch.rand(1, 3, 96, 96)).shape == (1, 96)

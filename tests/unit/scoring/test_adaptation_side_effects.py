@@ -36,7 +36,7 @@ def test_an_adaptation_that_writes_on_its_arguments_leaves_the_originals():
 
 def count_of_tensors_with_gradient():
     gc.collect()
-    # By type, for some objects are slow, or loud, when they are asked for their class.
+    # By type, because some objects are slow, or warn, when asked for their class.
     tensors = [each for each in gc.get_objects() if type(each) in {torch.Tensor, torch.nn.Parameter}]
     return sum(each.requires_grad for each in tensors)
 

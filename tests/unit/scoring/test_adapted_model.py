@@ -91,7 +91,7 @@ def test_a_score_of_the_map_is_that_of_the_adapted_map(kind, image_score, source
     model = AnoVLModel(source[0], pretrained=source[1], class_name="bottle", adaptation=KINDS[kind](), **options)
     adapted = model(images)
     assert (adapted.pred_score - plain.pred_score).abs().max() > 1e-4
-    # Back from what is shown to margins.
+    # From displayed probabilities back to margins.
     offsets = adapted.anomaly_map.double() - 0.5
     score = map_score(model.image_tower.temperature * 2 * offsets / (1 - 2 * offsets.abs()), 0.1)
     if isinstance(image_score, CombinedScore):
@@ -259,7 +259,7 @@ def test_get_model_takes_the_adaptation_with_the_other_arguments(source):
 @pytest.mark.parametrize(
     ("value", "error"), [(0, ValueError), (10**30, ValueError), (True, TypeError), ("4", TypeError)]
 )
-def test_a_batch_size_that_is_none_is_an_error_of_the_constructor(value, error, kind, source):
+def test_an_invalid_batch_size_is_an_error_of_the_constructor(value, error, kind, source):
     message = f"^batch_size of Watch is {value!r}, but must be a whole number of at least 1"
     with pytest.raises(error, match=message):
         kind(source[0], pretrained=source[1], adaptation=Watch(value))
@@ -367,8 +367,8 @@ if engine.trainer.is_global_zero:
 
 
 @pytest.mark.slow
-def test_two_processes_find_what_one_finds(data, tmp_path):
-    # 6 images, so that each process gets 3 and none comes twice.
+def test_two_processes_give_the_same_as_one(data, tmp_path):
+    # 6 images, so that each process gets 3 and none is repeated.
     options = {"image_score": "both", "adaptation": TextAdapter(steps=2)}
     expected = run_test(AnoVL("anovl-demo", visualizer=False, **options), tmp_path / "one", bottles(data))
     (tmp_path / "two.py").write_text(TWO_PROCESSES)

@@ -155,7 +155,7 @@ def test_the_papers_score_is_the_reference_over_22_views(make, source, images, o
     result = make(image_score=GlobalScore("paper"))(images)
     assert result.pred_score.dtype == torch.float32
     assert_close(result.pred_score, expected, **REFERENCE)
-    # The views count for so much more than that.
+    # The views change the score by much more than that.
     assert (result.pred_score - make()(images).pred_score).abs().min() > 1e-3
 
 
@@ -231,7 +231,7 @@ def test_the_map_is_of_the_image_alone(views, score, make, images, source, publi
         ({"image_score": "map"}, []),
     ],
 )
-def test_other_views_take_the_ordinary_path_only(options, lengths, make, images, traffic):
+def test_other_views_run_the_original_path_only(options, lengths, make, images, traffic):
     model = deepcopy(make(**options))
     two_paths, ordinary = traffic(model)
     model(images)

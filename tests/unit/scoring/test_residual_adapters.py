@@ -130,7 +130,7 @@ def test_only_the_text_adapter_uses_the_prompts(kind):
     assert same is (kind is LinearAdapter)
 
 
-# The same run to run, and whatever the batch
+# The same in every run and every batch
 
 
 @settings(max_examples=10)

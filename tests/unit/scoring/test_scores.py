@@ -128,7 +128,7 @@ def test_shown_map_ranks_pixels_as_the_published_map_does(seed):
     published = reference.map_of([reference.p_abnormal(token, states) for token in features[0]], (4, 4), (32, 32))
     published = published.flatten().numpy()
     mask = np.random.default_rng(seed).random(1024) < 0.3
-    # Two pixels closer than float32 can tell apart may change places, which moves the area by 5e-6.
+    # Two pixels that float32 cannot tell apart may swap ranks, which changes the area by 5e-6.
     assert abs(roc_auc_score(mask, shown) - roc_auc_score(mask, published)) <= 2e-5
     order = np.argsort(published, kind="stable")
     gaps = np.diff(published[order]) > 1e-7
@@ -136,7 +136,7 @@ def test_shown_map_ranks_pixels_as_the_published_map_does(seed):
 
 
 @pytest.mark.parametrize("number", [15, 17, 0])
-def test_patches_that_do_not_fill_the_grid_are_refused(number):
+def test_patches_that_do_not_fill_the_grid_are_an_error(number):
     with pytest.raises(ValueError, match=rf"^{number} patches do not fill a grid of 4 × 4$"):
         margin_map(torch.zeros(1, number), (4, 4), (32, 32))
 

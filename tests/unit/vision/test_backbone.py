@@ -254,7 +254,7 @@ def test_resizing_a_loaded_tower_is_loading_it_resized(loaded, square):
     assert_close(loaded.visual.state_dict(), other.visual.state_dict(), **EXACT)
 
 
-# What other packages bring.
+# Parts from other packages.
 
 
 def test_a_text_tower_that_needs_another_package_is_named(monkeypatch, square):

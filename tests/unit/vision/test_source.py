@@ -24,7 +24,7 @@ from tests.helpers.architectures import ARCHITECTURES, TINY
 from tests.helpers.tolerances import EXACT
 
 OPENAI = (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
-# Before, open_clip's list of weights had no quick_gelu to compare with; only `make test-oldest` runs such a one.
+# Earlier versions list no quick_gelu to compare with; only `make test-oldest` runs such a version.
 KNOWS_ACTIVATIONS = pytest.mark.skipif(
     "quick_gelu" not in open_clip.get_pretrained_cfg("ViT-B-16", "openai"),
     reason="this open_clip does not say which activation weights were trained with",

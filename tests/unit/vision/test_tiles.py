@@ -82,7 +82,7 @@ def test_tiles_cover_everything_and_overlap(height, width):
         assert count == 1 or (count - 2) * TILE * (1 - OVERLAP) + TILE < side
         # Fewer pixel rows are repeated than there are tiles.
         assert 0 <= TILE + (count - 1) * stride - side < max(count - 1, 1)
-    # Every pixel was in a tile, and is at its place again; where pixel rows were repeated, within one pixel.
+    # Every pixel was in a tile and is back in place, to within one pixel if pixel rows were repeated.
     assert_close(tiler.untile(tiles), image, rtol=0, atol=1)
 
 

@@ -51,7 +51,7 @@ def saved(tmp_path, weights, **changes):
     return tmp_path / "weights.pt"
 
 
-# What is read.
+# Valid files.
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "weights.pt", "weights.bin", "weights"])
@@ -120,7 +120,7 @@ def test_loaded_weights_do_not_depend_on_the_file(tmp_path, weights):
     assert_close(loaded.visual.proj.data, weights["visual.proj"], **EXACT)
 
 
-# What is not a file of weights.
+# Files that are not weights.
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_the_layout_of_transformers(tmp_path, weights):
     refused(tmp_path / "pytorch_model.bin", "has the layout of the transformers package .*; use the open_clip export")
 
 
-# Nothing runs.
+# No code is run.
 
 
 class Malicious:
@@ -283,7 +283,7 @@ def test_torchscript_can_be_converted_as_the_error_says(tmp_path, weights_of, we
     )
 
 
-# What is in the file.
+# Contents of the file.
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn])
@@ -338,7 +338,7 @@ def test_temperature(scale):
     assert read_temperature({"logit_scale": torch.tensor(math.log(scale))}) == pytest.approx(1 / scale)
 
 
-# Whose weights they are.
+# Weights of another architecture.
 
 
 def test_weights_of_another_architecture(weights_of, tmp_path):
