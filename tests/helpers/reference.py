@@ -188,7 +188,7 @@ def mean_3x3(grid: list[list[float]]) -> list[list[float]]:
 
 
 def place(index: int, wanted: int, given: int) -> tuple[int, int, float]:
-    """Return the two samples that a sample of a longer line lies between, ends aligned, and its distance to the first."""
+    """Return the two samples around a sample of a longer line, ends aligned, and its distance to the first."""
     position = index * (given - 1) / (wanted - 1) if wanted > 1 else 0.0
     first = min(int(position), given - 1)
     return first, min(first + 1, given - 1), position - first
