@@ -1,10 +1,10 @@
-# Run `make` for the list of targets. The first target that needs the environment creates it.
+# Run `make` for a list of the targets. The first target that needs the environment creates it.
 PYTHON ?= python3
 VENV ?= .venv
 PROCESSES ?= 2
 BIN := $(VENV)/bin
-# Two processes of one thread each keep two cores busier than one process of two threads. In the order of their names,
-# files are spread more evenly than by their number of tests: those with few tests are the slowest.
+# Two processes of one thread each keep two cores busier than one process of two threads. Distributing files in the order
+# of their names balances the load better than by number of tests, because files with few tests are the slowest.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
@@ -43,7 +43,7 @@ test-oldest: $(VENV)/installed  ## Run the tests that use open_clip on its oldes
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(OLDEST) open_clip_torch==2.23.0
 	PYTHONPATH=$(OLDEST) $(PYTEST) -W default tests/unit/vision tests/unit/text tests/unit/test_torch_model.py
 
-# The lowest versions stand in front of the installed ones, which remain for torch and for what nobody requires directly.
+# The lowest versions precede the installed ones, which remain for torch and for indirect dependencies.
 LOWEST := $(VENV)/lowest
 test-lowest: $(VENV)/installed  ## Run the unit tests on the lowest versions that pyproject.toml allows
 	rm -rf $(LOWEST)

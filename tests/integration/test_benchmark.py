@@ -273,7 +273,7 @@ def test_config_states_its_command_and_what_to_expect(path):
     header = path.read_text().split("\n\naccelerator:")[0]
     assert all(line.startswith("#") for line in header.splitlines())
     assert f"anomalib benchmark --config configs/benchmark/{path.name}\n" in header
-    assert "To expect" in header
+    assert "# Expected" in header
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -85,7 +85,7 @@ def published(source, images):
 @pytest.fixture
 def traffic(monkeypatch):
     """Return a function that returns the batch sizes of all calls, with and without the value-wise path."""
-    two_paths, ordinary = [], []
+    two_paths, original = [], []
 
     def spy_on(name, calls):
         forward = getattr(image_tower, name)
@@ -97,8 +97,8 @@ def traffic(monkeypatch):
         monkeypatch.setattr(image_tower, name, spy)
 
     spy_on("value_wise_forward", two_paths)
-    spy_on("class_token_forward", ordinary)
-    return lambda _: (two_paths, ordinary)
+    spy_on("class_token_forward", original)
+    return lambda _: (two_paths, original)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (4, 4), (7, 9), (32, 32)])
@@ -233,10 +233,10 @@ def test_the_map_is_of_the_image_alone(views, score, make, images, source, publi
 )
 def test_other_views_run_the_original_path_only(options, lengths, make, images, traffic):
     model = deepcopy(make(**options))
-    two_paths, ordinary = traffic(model)
+    two_paths, original = traffic(model)
     model(images)
     assert two_paths == [3]
-    assert ordinary == lengths
+    assert original == lengths
 
 
 @settings(max_examples=5)

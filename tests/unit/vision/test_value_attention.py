@@ -64,14 +64,14 @@ def test_both_paths_equal_the_reference(clip):
     assert_close(tokens.patch_tokens, local.float(), **REFERENCE)
 
 
-def test_the_ordinary_path_is_that_of_open_clip(clip):
+def test_the_original_path_is_that_of_open_clip(clip):
     images = images_for(clip.visual, 4)
     tokens = value_wise_forward(clip.visual, images)
     assert_close(tokens.class_token, clip.visual(images), **REFERENCE)
     assert_close(tokens.class_token, clip.encode_image(images), **REFERENCE)
 
 
-def test_the_ordinary_path_alone_is_that_of_open_clip(clip):
+def test_the_original_path_alone_is_that_of_open_clip(clip):
     images = images_for(clip.visual, 4)
     assert_close(class_token_forward(clip.visual, images), clip.visual(images), **REFERENCE)
 
@@ -110,7 +110,7 @@ def test_real_architecture_equals_the_reference():
 
 
 @pytest.mark.parametrize("key", ["mlp.c_fc.weight", "mlp.c_proj.weight", "mlp.c_proj.bias", "ln_2.weight", "ln_2.bias"])
-def test_last_mlp_changes_the_image_but_no_local_token(visual, key):
+def test_last_mlp_changes_the_image_but_no_patch_token(visual, key):
     images = images_for(visual, 2)
     before = value_wise_forward(visual, images)
     after = value_wise_forward(changed(visual, f"transformer.resblocks.2.{key}"), images)
@@ -119,7 +119,7 @@ def test_last_mlp_changes_the_image_but_no_local_token(visual, key):
 
 
 @pytest.mark.parametrize("key", ["attn.in_proj_weight", "attn.in_proj_bias"])
-def test_last_queries_and_keys_change_no_local_token(visual, key):
+def test_last_queries_and_keys_change_no_patch_token(visual, key):
     images, width = images_for(visual, 2), visual.conv1.out_channels
     before = value_wise_forward(visual, images)
     after = value_wise_forward(changed(visual, f"transformer.resblocks.2.{key}", slice(2 * width)), images)
@@ -128,7 +128,7 @@ def test_last_queries_and_keys_change_no_local_token(visual, key):
 
 
 @pytest.mark.parametrize("key", ["attn.in_proj_weight", "attn.out_proj.weight", "attn.out_proj.bias", "ln_1.weight"])
-def test_values_and_projection_change_local_tokens(visual, key):
+def test_values_and_projection_change_patch_tokens(visual, key):
     images, width = images_for(visual, 2), visual.conv1.out_channels
     part = slice(2 * width, None) if "in_proj" in key else slice(None)
     before = value_wise_forward(visual, images)
@@ -137,7 +137,7 @@ def test_values_and_projection_change_local_tokens(visual, key):
 
 
 @pytest.mark.parametrize("key", ["mlp.c_fc.weight", "attn.in_proj_weight"])
-def test_values_come_from_the_ordinary_path(visual, key):
+def test_values_come_from_the_original_path(visual, key):
     images, width = images_for(visual, 2), visual.conv1.out_channels
     part = slice(2 * width) if "in_proj" in key else slice(None)  # queries and keys
     before = value_wise_forward(visual, images)
@@ -145,7 +145,7 @@ def test_values_come_from_the_ordinary_path(visual, key):
     assert (before.patch_tokens - after.patch_tokens).abs().max() > 1e-4
 
 
-def test_class_token_takes_part_in_the_local_path(visual):
+def test_class_token_takes_part_in_the_value_wise_path(visual):
     tower, images = shortened(visual), images_for(visual, 2)
     before = value_wise_forward(tower, images)
     after = value_wise_forward(changed(tower, "class_embedding"), images)
@@ -160,7 +160,7 @@ def test_every_block_takes_part(visual):
         assert (value_wise_forward(tower, images).patch_tokens - whole).abs().max() > 1e-3
 
 
-def test_local_path_starts_from_the_embedded_patches(visual):
+def test_value_wise_path_starts_from_the_embedded_patches(visual):
     tower, images = shortened(visual, layers=0), images_for(visual, 2)
     start = tower.ln_post(embed_patches(tower, images)) @ tower.proj
     tokens = value_wise_forward(tower, images)
@@ -172,8 +172,8 @@ def test_both_residuals_agree_where_queries_and_keys_are_the_values(visual):
     block, width = deepcopy(visual.transformer.resblocks[0]), visual.conv1.out_channels
     for weight in (block.attn.in_proj_weight, block.attn.in_proj_bias):
         weight[:width] = weight[width : 2 * width] = weight[2 * width :]
-    ordinary, value_wise = attention_residuals(block, embed_patches(visual, images_for(visual, 2)))
-    assert_close(ordinary, value_wise, **REFERENCE)
+    original, value_wise = attention_residuals(block, embed_patches(visual, images_for(visual, 2)))
+    assert_close(original, value_wise, **REFERENCE)
 
 
 @settings(max_examples=8)
