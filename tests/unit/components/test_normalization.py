@@ -62,7 +62,7 @@ def test_keeps_order_and_labels_and_stays_in_the_unit_interval(scores, threshold
 @given(SCORES | ODD, st.floats(APART, 1e-5), THRESHOLDS, RANGES)
 def test_different_scores_stay_different(score, step, threshold, low_and_high):
     scores = torch.tensor([score, score + step])
-    # A threshold of 0 or 1 has no scores on one side, and of what lies beyond it all is one.
+    # A threshold of 0 or 1 has no scores beyond it to keep apart.
     assume(scores[1] <= 1 and scores.double().diff() >= APART and 0 < threshold < 1)
     assert normalized(scores, threshold, *low_and_high).diff() > 0
 
