@@ -1,10 +1,12 @@
 """Checkpoints with settings, text bank, and the CLIP's fingerprint or the CLIP itself."""
 
 import warnings
+from inspect import signature
 from typing import Any, TypeVar, cast
 
 from anomalib.data import AnomalibDataModule
 from anomalib.pre_processing import PreProcessor
+from lightning.pytorch import LightningModule
 
 from anovl_plugin.components.mixin import ModelMixin
 from anovl_plugin.components.post_processor import ZeroShotPostProcessor
@@ -67,7 +69,14 @@ class CheckpointMixin(ModelMixin):
 
         Raises:
             CheckpointError: If another model wrote the checkpoint.
+            TypeError: If there is no such setting.
         """
+        known = {*signature(cls).parameters, *signature(LightningModule.load_from_checkpoint).parameters}
+        unknown = next((name for name in kwargs if name not in known), None)
+        if unknown is not None:
+            # Lightning would drop it.
+            msg = f"{unknown} is not a setting of {cls.__name__}; use one of {', '.join(signature(cls).parameters)}"
+            raise TypeError(msg)
         with loading_checkpoint():
             return cast("Model", super().load_from_checkpoint(*args, **kwargs))
 

@@ -160,7 +160,7 @@ def parse_image_score(value: ImageScore | str | dict[str, Any], *, allow_import:
     if isinstance(value, str) and value in NAMED_SCORES:
         return NAMED_SCORES[value]()
     msg = f"image_score is {shown(value)}, but must be one of {', '.join(NAMED_SCORES)}, or an ImageScore"
-    if isinstance(value, str) and "." not in value and not value[:1].isupper():
+    if isinstance(value, str) and "." not in value and (not value[:1].isupper() or value.lower() in NAMED_SCORES):
         raise ValueError(msg)
     if not isinstance(value, str | Mapping | ImageScore):
         raise TypeError(msg)

@@ -167,6 +167,11 @@ def test_no_text_tower_is_loaded_for_a_checkpoint(plain, bare, tmp_path, replace
     assert calls == [(True, False)] * 2
 
 
+def test_a_misspelled_setting_to_change_is_an_error(plain):
+    with pytest.raises(TypeError, match=r"^image_scor is not a setting of AnoVL; use one of backbone, class_name, .*"):
+        AnoVL.load_from_checkpoint(plain.path, image_scor="map")
+
+
 def test_the_constructor_loads_nothing(weights_of, replace_loading):
     def fail(*_, **__):
         pytest.fail("weights were loaded")
