@@ -123,7 +123,7 @@ def test_command_succeeds(outcomes, name):
 @pytest.mark.parametrize("name", HELPS)
 def test_help_documents_the_arguments(outcomes, name):
     text = outcomes[name].check().stdout
-    for words in ("--model.backbone", "--model.class_name", "What the images show", "{auto,object,texture}"):
+    for words in ("--model.backbone", "--model.class_name", "What the images show", "Wording of the prompts"):
         assert words in text
 
 
