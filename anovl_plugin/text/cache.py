@@ -13,6 +13,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 
 import open_clip
@@ -151,7 +152,9 @@ class TextBankCache:
 
     def _source_path(self, weights: Path, backbone: str) -> Path:
         status = weights.stat()
-        source = [str(weights.resolve()), status.st_size, status.st_mtime_ns, backbone, open_clip.__version__, _FORMAT]
+        # open_clip 2.23 has no __version__.
+        open_clip_version = version("open_clip_torch")
+        source = [str(weights.resolve()), status.st_size, status.st_mtime_ns, backbone, open_clip_version, _FORMAT]
         return self.folder / f"{hashlib.sha256(json.dumps(source).encode()).hexdigest()}.fingerprint"
 
     def _write(self, path: Path, content: bytes) -> None:
