@@ -133,11 +133,20 @@ def whole_number(part: object, name: str, least: int) -> int:
     """
     value = getattr(part, name)
     msg = f"{name} of {type(part).__name__} is {shown(value)}, but must be a whole number of at least {least}"
+    return to_int(value, least, 2**63 - 1, msg, f"{msg} and less than 2**63")
+
+
+def to_int(value: object, least: int, most: int, type_message: str, range_message: str) -> int:
+    """Return a whole number as an ``int``, or raise an error with one of two messages.
+
+    Raises:
+        TypeError: If it is not an ``int`` or a NumPy integer.
+        ValueError: If it is not from ``least`` to ``most``.
+    """
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(msg)
-    if not least <= value < 2**63:
-        msg += " and less than 2**63"
-        raise ValueError(msg)
+        raise TypeError(type_message)
+    if not least <= value <= most:
+        raise ValueError(range_message)
     return int(value)
 
 

@@ -271,13 +271,11 @@ class AnoVL(TextBankExportMixin, CheckpointMixin, AnomalibModule):
 
     def _log_text_bank(self, origin: str) -> None:
         bank = self.model.text_bank
-        noun = self.model.prompts.noun(str(bank.class_name))
-        logger.info(
-            "Text bank of class %r (from %s), domain %r: %d sentences about %r.",
-            *(bank.class_name, origin, bank.domain, len(bank.prompt_embeddings), noun),
-        )
+        noun, count = self.model.prompts.noun(str(bank.class_name)), len(bank.prompt_embeddings)
+        text = "Text bank of class %r (from %s), domain %r: %d sentences about %r."
+        logger.info(text, bank.class_name, origin, bank.domain, count, noun)
         if origin == "the fallback":
-            logger.warning("Nothing says what the images show; scores are better with a class_name such as 'bottle'.")
+            logger.warning("Nothing says what the images show; set class_name, e.g. to 'bottle'.")
         elif not any(letter.isalpha() for letter in noun):
             logger.warning("The prompts speak of %r; say what that is with a class_name or nouns in prompts.", noun)
 

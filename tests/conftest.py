@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         for name, reason in missing.items():
             if name in item.keywords:
-                # `pytest -rs` shows the reason.
+                # A GPU or the hub cannot be had everywhere; `pytest -rs` shows which is missing.
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 

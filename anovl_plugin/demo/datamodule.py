@@ -15,7 +15,7 @@ from anomalib.data.utils import validate_path
 from numpy.random import default_rng
 from skimage import data, io
 
-from anovl_plugin.config import shown
+from anovl_plugin.config import shown, to_int
 from anovl_plugin.demo.defects import DEFECT_KINDS, paint_defect
 from anovl_plugin.hosts.anomalib import get_datasets_dir
 
@@ -92,10 +92,10 @@ class DemoSurfaces(MVTecAD):
         super().__init__(
             root=root,
             category=category,
-            train_batch_size=whole_number("train_batch_size", train_batch_size, 1, 2**31 - 1),
-            eval_batch_size=whole_number("eval_batch_size", eval_batch_size, 1, 2**31 - 1),
-            num_workers=whole_number("num_workers", num_workers, 0, 1024),
-            seed=None if seed is None else whole_number("seed", seed, 0, 2**63 - 1),
+            train_batch_size=bounded_int("train_batch_size", train_batch_size, 1, 2**31 - 1),
+            eval_batch_size=bounded_int("eval_batch_size", eval_batch_size, 1, 2**31 - 1),
+            num_workers=bounded_int("num_workers", num_workers, 0, 1024),
+            seed=None if seed is None else bounded_int("seed", seed, 0, 2**63 - 1),
         )
 
     def prepare_data(self) -> None:
@@ -150,7 +150,7 @@ def first_existing(path: Path) -> Path:
     return next(each for each in (path, *path.parents) if each.exists() or each == each.parent)
 
 
-def whole_number(name: str, value: object, least: int, most: int) -> int:
+def bounded_int(name: str, value: object, least: int, most: int) -> int:
     """Return an argument that must be a whole number from ``least`` to ``most``, as an ``int``.
 
     Raises:
@@ -158,11 +158,7 @@ def whole_number(name: str, value: object, least: int, most: int) -> int:
         ValueError: If it is out of range.
     """
     msg = f"{name} is {shown(value)}, but must be a whole number from {least} to {most}"
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(msg)
-    if not least <= value <= most:
-        raise ValueError(msg)
-    return int(value)
+    return to_int(value, least, most, msg, msg)
 
 
 def make_category(root: Path, category: Category, seed: int = SEED) -> None:

@@ -3,7 +3,7 @@
 Shapes: M images, N patches per image, C joint embedding width.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +84,7 @@ class ImageTower(nn.Module):
         """Hold a tower that was loaded together with the text tower."""
         self._use_spec(loaded.spec)
         self.temperature, self.fingerprint = loaded.temperature, loaded.fingerprint
-        self._place(loaded.visual)
+        self._place(cast("nn.Module", loaded.visual))
 
     def restore(self, state: dict[str, Any], *, has_weights: bool) -> None:
         """Make the tower ready for a checkpoint's state dict.
@@ -144,8 +144,8 @@ class ImageTower(nn.Module):
         self._spec = spec
         return spec
 
-    def _place(self, visual: nn.Module | None) -> None:
-        self.visual = None if visual is None else visual.to(self._placement.device, self._placement.dtype)
+    def _place(self, visual: nn.Module) -> None:
+        self.visual = visual.to(self._placement.device, self._placement.dtype)
 
 
 def _allow_missing_weights(tower: nn.Module, incompatible_keys: Any) -> None:

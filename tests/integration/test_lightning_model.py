@@ -46,6 +46,41 @@ def test_data_modules(kind, make, tmp_path):
     assert len(pictures) == 6
 
 
+@pytest.mark.parametrize(
+    ("options", "lines"),
+    [
+        (
+            {"class_name": "bolt"},
+            ["Text bank of class 'bolt' (from the class_name argument), domain 'object': 924 sentences about 'bolt'."],
+        ),
+        (
+            {},
+            [
+                "Text bank of class 'object' (from the fallback), domain 'object': 924 sentences about 'object'.",
+                "Nothing says what the images show; set class_name, e.g. to 'bottle'.",
+            ],
+        ),
+        (
+            {"class_name": "01"},
+            [
+                "Text bank of class '01' (from the class_name argument), domain 'object': 924 sentences about '01'.",
+                "The prompts speak of '01'; say what that is with a class_name or nouns in prompts.",
+            ],
+        ),
+        (
+            {"class_name": "01", "prompts": {"extends": "paper", "nouns": {"01": "bearing"}}},
+            ["Text bank of class '01' (from the class_name argument), domain 'object': 924 sentences about 'bearing'."],
+        ),
+    ],
+)
+def test_the_log_says_what_the_text_bank_asks(options, lines, make, caplog):
+    with caplog.at_level("INFO", logger="anovl_plugin.lightning_model"):
+        model = make(**options)
+        model.build_text_bank()
+        model.build_text_bank()
+    assert [record.getMessage() for record in caplog.records if record.name == "anovl_plugin.lightning_model"] == lines
+
+
 def test_learning_type(make):
     model = make()
     assert model.learning_type is LearningType.ZERO_SHOT
