@@ -353,7 +353,7 @@ def test_a_checkpoint_of_another_model_is_an_error(plain, bare, tmp_path):
 
 def test_a_checkpoint_with_a_damaged_text_bank_is_an_error(plain, tmp_path):
     content = torch.load(plain.path, weights_only=True)
-    content["state_dict"]["model.text_bank.state_embeddings"][0, 0] = float("nan")
+    content["state_dict"]["model.text_banks.0.state_embeddings"][0, 0] = float("nan")
     path = tmp_path / "damaged.ckpt"
     torch.save(content, path)
     with pytest.raises(ValueError, match=r"^the text bank of 'bottle' in the checkpoint holds NaN or infinite values"):

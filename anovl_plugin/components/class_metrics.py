@@ -1,0 +1,78 @@
+"""Metrics of each class beside those of all images together."""
+
+from copy import deepcopy
+from typing import Any
+
+from anomalib.data import Batch
+from anomalib.metrics import AnomalibMetric, Evaluator
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torchmetrics import MeanMetric, Metric, SumMetric
+
+from anovl_plugin.components.class_statistics import rows_of
+
+
+class ClassMetrics(Callback):
+    """Logs every test metric for each class, and its mean over the classes, if the model has several.
+
+    The names are those of the metrics followed by the class, ``image_AUROC/bottle``, and by ``mean``. A class whose
+    test images are all normal or all abnormal is left out, as no such metric is defined for it.
+    """
+
+    def __init__(self) -> None:
+        self._metrics: list[list[AnomalibMetric]] = []
+        self._normal: list[SumMetric] = []
+        self._abnormal: list[SumMetric] = []
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Batch, *indices: int
+    ) -> None:
+        """Take in a batch, once it has been post-processed."""
+        del trainer, outputs, indices
+        class_index: Tensor | None = getattr(batch, "class_index", None)
+        evaluator = getattr(pl_module, "evaluator", None)
+        if class_index is None or not isinstance(evaluator, Evaluator):
+            return
+        if not self._metrics:
+            number = len(_class_names(pl_module))
+            self._metrics = [[_fresh(metric) for metric in evaluator.test_metrics] for _ in range(number)]
+            self._normal = [SumMetric().to(pl_module.device) for _ in range(number)]
+            self._abnormal = [SumMetric().to(pl_module.device) for _ in range(number)]
+        # Each process takes part in every class, if with no image, so that all hold states to exchange.
+        for index, metrics in enumerate(self._metrics):
+            own = rows_of(batch, class_index == index)
+            self._normal[index].update((own.gt_label == 0).sum())
+            self._abnormal[index].update((own.gt_label != 0).sum())
+            for metric in metrics:
+                metric.update(own)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the metrics."""
+        del trainer
+        means: dict[str, MeanMetric] = {}
+        for index, metrics in enumerate(self._metrics):
+            # All processes compute both, as they wait for each other.
+            normal, abnormal = self._normal[index].compute(), self._abnormal[index].compute()
+            if not (normal and abnormal):
+                continue
+            class_name = _class_names(pl_module)[index]
+            for metric in metrics:
+                value = metric.compute()
+                if value is not None:
+                    pl_module.log(f"{metric.name}/{class_name}", value, sync_dist=True)
+                    means.setdefault(metric.name, MeanMetric(sync_on_compute=False)).update(value.cpu())
+        for name, mean in means.items():
+            pl_module.log(f"{name}/mean", mean.compute().to(pl_module.device), sync_dist=True)
+        self._metrics = []
+
+
+def _class_names(module: Any) -> tuple[str, ...]:
+    return module.model.text_banks.class_names
+
+
+def _fresh(metric: Any) -> AnomalibMetric:
+    """Return a metric of the same kind that has seen nothing."""
+    copy: AnomalibMetric = deepcopy(metric)
+    if isinstance(copy, Metric):
+        copy.reset()
+    return copy
