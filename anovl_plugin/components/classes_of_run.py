@@ -89,6 +89,11 @@ class ClassesMixin(CheckpointMixin):
         index = self.model.text_banks.class_names.index(classes.names[0])
         return torch.full((len(images),), index, device=images.device)
 
+    def classes_to_choose_from(self) -> tuple[str, ...]:
+        """Return the classes of the model if each image's must be told, in the order of their indices; else none."""
+        several = len(self.model.text_banks) > 1 and self._classes is not None and self._classes.of_path is not None
+        return self.model.text_banks.class_names if several else ()
+
     def class_names_of(self, batch: Batch) -> list[str]:
         """Return the class that each image of a scored batch was compared with."""
         names = self.model.text_banks.class_names
