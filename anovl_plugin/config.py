@@ -45,7 +45,7 @@ def from_config(value: object, base: type[Part], *, allow_import: bool = True) -
         base: The class that all parts of this kind inherit from.
         allow_import: Whether a module may be imported for the class. Set it to ``False`` for data that may come from
             somebody else, such as a checkpoint: importing a module runs it. Then only classes of this package, and
-            subclasses of ``base`` that the program has imported already, are accepted. Defaults to ``True``.
+            subclasses of ``base`` that the program has imported already, are accepted. Default: ``True``.
 
     Returns:
         The part, or ``None`` if ``value`` is ``None``.

@@ -147,7 +147,7 @@ def parse_image_score(value: ImageScore | str | dict[str, Any], *, allow_import:
 
     Args:
         value: ``"global"``, ``"map"``, ``"both"``, or whatever :func:`anovl_plugin.config.from_config` accepts.
-        allow_import: Whether a class path may be imported. Default: yes.
+        allow_import: Whether a class path may be imported. Default: ``True``.
 
     Raises:
         TypeError: If it is none of these.
