@@ -379,7 +379,7 @@ CONTRACTS: dict[Callable, dict[str, Kind]] = {
         "root": Kind(
             lambda value: value is None or isinstance(value, str | Path),
             is_folder_path,
-            ("must be the path of a folder", "use another, or link to it"),
+            ("must be the path of a folder", "use another folder, or link to it"),
             (
                 Path(__file__),
                 f"{__file__}/folder",
