@@ -172,7 +172,7 @@ class CheckpointMixin(ModelMixin):
             checkpoint.pop(key, None)
             return
         msg = (
-            "pre_processor is not the checkpoint's; leave it out, or change it on purpose with "
+            "pre_processor is not the checkpoint's; omit it, or change it on purpose with "
             "AnoVL.load_from_checkpoint(path, pre_processor=...)"
         )
         raise CheckpointError(msg)

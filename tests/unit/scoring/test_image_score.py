@@ -279,6 +279,30 @@ def test_views_fit_a_tower_that_is_not_square(weights_of):
 
 
 @dataclass
+class Viewing(ImageScore):
+    """Averages over the views that it is told to."""
+
+    image_views: object = ()
+
+    def combine(self, class_margins, margin_map):  # noqa: ARG002
+        return class_margins
+
+
+@pytest.mark.parametrize("views", [("flip",), "flip", [torch.flip, "image"], 3, None])
+def test_views_that_are_not_functions_are_an_error(views, make):
+    message = (
+        rf"^image_score is Viewing\(.*\), but its image_views are {re.escape(repr(views)[:20])}.*; return a tuple of"
+    )
+    with pytest.raises(TypeError, match=message):
+        make(image_score=Viewing(views))
+
+
+def test_views_of_ones_own(make, images):
+    score = make(image_score=Viewing([lambda images: images.flip(-1)]))(images).pred_score
+    assert torch.equal(score, make(image_score=GlobalScore(["flip"]))(images).pred_score)
+
+
+@dataclass
 class Constant(ImageScore):
     """Returns what it is told to, whatever the images are."""
 

@@ -174,13 +174,13 @@ def test_a_file_that_cannot_be_read(tmp_path):
 def test_what_is_not_a_state_dict(tmp_path, content):
     torch.save(content, tmp_path / "weights.pt")
     check_rejected(
-        tmp_path / "weights.pt", r"holds an? (empty )?(Tensor|list|dict|int), not a state dict; save one with"
+        tmp_path / "weights.pt", r"holds (a Tensor|a list|an int|an empty dict), not a state dict; save one with"
     )
 
 
 def test_a_state_dict_with_other_things_in_it(tmp_path, weights):
     check_rejected(
-        saved(tmp_path, weights, epoch=3), "holds a int under 'epoch', not a tensor; save the state dict alone"
+        saved(tmp_path, weights, epoch=3), "holds an int under 'epoch', not a tensor; save the state dict alone"
     )
 
 
