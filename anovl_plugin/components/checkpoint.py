@@ -120,7 +120,7 @@ class CheckpointMixin(ModelMixin):
                 arguments = {name: settings[name] for name in settings if name not in {"class_name", "save_backbone"}}
                 self.model = AnoVLModel(**arguments).to(self.device)
                 self.save_hyperparameters(settings)
-            self.model.restore(saved.clip, has_weights=saved.has_tower)
+            self.model.prepare_for_checkpoint(saved.clip, has_weights=saved.has_tower)
         self.checkpoint_class = saved.bank["class_name"]
         self._restore_components(checkpoint, changed)
         if changed:

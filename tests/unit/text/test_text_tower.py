@@ -202,7 +202,7 @@ def test_a_lazy_tower_is_loaded_once_and_released(weights_of):
 
 def test_a_tower_that_was_loaded_elsewhere_is_not_loaded_again(square_tower):
     lazy = LazyTextTower(lambda: pytest.fail("the tower was loaded"))
-    lazy.put(square_tower)
+    lazy.set_loaded(square_tower)
     assert lazy.is_loaded
     assert lazy.get() is square_tower
 
