@@ -45,7 +45,7 @@ def from_config(value: object, base: type[Part], *, allow_import: bool = True) -
         base: The class that all parts of this kind inherit from.
         allow_import: Whether a module may be imported for the class. Set it to ``False`` for data that may come from
             somebody else, such as a checkpoint: importing a module runs it. Then only classes of this package, and
-            subclasses of ``base`` that the program has imported already, are accepted. Defaults to ``True``.
+            subclasses of ``base`` that the program has imported already, are accepted. Default: ``True``.
 
     Returns:
         The part, or ``None`` if ``value`` is ``None``.
@@ -230,19 +230,19 @@ def _path_and_arguments(value: object, base: type) -> tuple[str, Mapping[str, An
     argument = _argument(base)
     config = {"class_path": value} if isinstance(value, str) else value
     if not isinstance(config, Mapping):
-        wanted = f"an instance of {base.__name__} or name its class; try {_choices(base)}"
+        wanted = f"an instance of {base.__name__} or name its class; use {_choices(base)}"
         msg = f"{argument} is {shown(value)}, but must be {wanted}"
         raise TypeError(msg)
     unknown = [key for key in config if key not in {"class_path", "init_args"}]
     if unknown or "class_path" not in config:
         msg = (
             f"{argument} is {shown(value)}, but its keys must be class_path and, for the settings, init_args; "
-            f"for class_path, try {_choices(base)}"
+            f"for class_path, use {_choices(base)}"
         )
         raise ValueError(msg)
     path, arguments = config["class_path"], config.get("init_args")
     if not isinstance(path, str):
-        msg = f"class_path of {argument} is {shown(path)}, but must be a string; try {_choices(base)}"
+        msg = f"class_path of {argument} is {shown(path)}, but must be a string; use {_choices(base)}"
         raise TypeError(msg)
     if not isinstance(arguments, Mapping | None):
         msg = f"init_args of {argument} is {shown(arguments)}, but must be a mapping of settings to values"
@@ -269,11 +269,11 @@ def _find_class(path: str, base: type[Part], *, allow_import: bool) -> type[Part
     # By path, so that a class that was defined again, as in a notebook, takes the place of the old one.
     found = {_path_of(kind): kind for kind in _imported(base) if path == (kind.__name__ if is_bare else _path_of(kind))}
     if len(found) > 1:
-        _fail(base, path, f"but {_shorten(' and '.join(found), 200)} have that name; give the class path")
+        _fail(base, path, f"but {_shorten(' and '.join(found), 200)} have that name; use the class path")
     if found:
         return next(iter(found.values()))
     if is_bare:
-        _fail(base, path, f"but no imported class has that name; try {_choices(base)}")
+        _fail(base, path, f"but no imported class has that name; use {_choices(base)}")
     if not allow_import and path.partition(".")[0] != PACKAGE:
         _fail(
             base,
@@ -286,9 +286,9 @@ def _find_class(path: str, base: type[Part], *, allow_import: bool) -> type[Part
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001 - a module may raise anything, SystemExit included
-        _fail(base, path, f"but importing it failed: {cause_of(error)}; try {_choices(base)}", error)
+        _fail(base, path, f"but importing it failed: {cause_of(error)}; use {_choices(base)}", error)
     if not (isinstance(kind, type) and issubclass(kind, base)):
-        _fail(base, path, f"which is not a subclass of {base.__name__}; try {_choices(base)}")
+        _fail(base, path, f"which is not a subclass of {base.__name__}; use {_choices(base)}")
     return kind
 
 

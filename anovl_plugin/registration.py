@@ -24,8 +24,8 @@ PLUGIN = "anovl_plugin"
 MODEL_MODULE = f"{PLUGIN}.lightning_model"
 DISABLE_VARIABLE = "ANOVL_PLUGIN_DISABLE"
 
-# Running steps that end with a registration; nothing is registered while there are any.
-_running: list[str] = []
+# Imports and registrations in progress. While there are any, nothing is registered; each ends with a registration.
+_in_progress: list[str] = []
 _warnings: set[str] = set()
 
 
@@ -49,17 +49,17 @@ class RegisteringLoader:
 
     def exec_module(self, module: ModuleType) -> None:
         """Run the module, and register AnoVL if that succeeds."""
-        # The module keeps no trace of this class.
+        # Restored first, so that the module never sees this class.
         if module.__spec__ is not None:
             module.__spec__.loader = self.loader
         module.__loader__ = self.loader
-        # Kept here, because a reload of this very file replaces the global.
-        running = _running
-        running.append(module.__name__)
+        # Kept, because a reload of this very file replaces the global before the name is removed.
+        in_progress = _in_progress
+        in_progress.append(module.__name__)
         try:
             self.loader.exec_module(module)
         finally:
-            running.remove(module.__name__)
+            in_progress.remove(module.__name__)
         register()
 
 
@@ -115,15 +115,15 @@ def register() -> None:
 
     Does nothing before ``anomalib.models`` has been imported, and may be called any number of times.
     """
-    ready = hasattr(sys.modules.get(HOST), "get_model") and not _running
+    ready = hasattr(sys.modules.get(HOST), "get_model") and not _in_progress
     if not ready or (is_disabled() and MODEL_MODULE not in sys.modules):
         return
-    _running.append("registration")
+    _in_progress.append("registration")
     try:
         if attempt("AnoVL", add_model):
             attempt("DemoSurfaces", add_demo_data)
     finally:
-        _running.remove("registration")
+        _in_progress.remove("registration")
 
 
 def add_model() -> None:
@@ -163,7 +163,7 @@ def attempt(what: str, add: Callable[[], None]) -> bool:
     import gc
     import warnings
 
-    # A class from a module whose import failed would stay among the subclasses that anomalib lists.
+    # Otherwise a class from a module whose import failed would stay among the subclasses that anomalib lists.
     gc.collect()
     message = (
         f"anovl_plugin could not register {what} with anomalib ({reason}); anomalib continues without it. "

@@ -172,11 +172,11 @@ class AnoVLModel(nn.Module):
         """
         if not self.is_loaded:
             loaded = load_backbone(*self.source, self.image_tower.requested_image_size)
-            self.image_tower.put(loaded)
-            self._text_tower.put(_text_tower_of(loaded))
+            self.image_tower.set_loaded(loaded)
+            self._text_tower.set_loaded(_text_tower_of(loaded))
         self._check_tiles()
 
-    def restore(self, state: dict[str, Any], *, has_weights: bool) -> None:
+    def prepare_for_checkpoint(self, state: dict[str, Any], *, has_weights: bool) -> None:
         """Make the model ready for a checkpoint's state dict.
 
         Args:
@@ -187,7 +187,7 @@ class AnoVLModel(nn.Module):
             BackboneError: If the CLIP cannot be loaded.
             ValueError: If the source holds a CLIP other than the one the checkpoint was made with.
         """
-        self.image_tower.restore(state, has_weights=has_weights)
+        self.image_tower.prepare_for_checkpoint(state, has_weights=has_weights)
         self._check_tiles()
 
     def build_text_bank(self, class_name: str, domain: str = "auto") -> bool:

@@ -1,7 +1,7 @@
 """anomalib's models with the metrics and the clock of the benchmark, for ``anomalib benchmark``.
 
-``BenchmarkAnoVL``, ``BenchmarkWinClip``, ``BenchmarkPatchcore``, and likewise for every other model of anomalib, with
-``Benchmark`` before its name. In a YAML file the class path is, for example, ``anovl_plugin.benchmark.BenchmarkPadim``.
+Each model is here under its name with ``Benchmark`` in front: ``BenchmarkAnoVL``, ``BenchmarkWinClip``,
+``BenchmarkPatchcore`` and so on. In YAML, the class path is, for example, ``anovl_plugin.benchmark.BenchmarkPadim``.
 """
 
 from typing import Any

@@ -10,6 +10,7 @@ from anomalib.metrics import AUPR, AUPRO, AUROC, AnomalibMetric, Evaluator, F1Ma
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+# Fields of a batch that a metric compares.
 IMAGE_FIELDS = ("pred_score", "gt_label")
 PIXEL_FIELDS = ("anomaly_map", "gt_mask")
 
@@ -65,7 +66,7 @@ class PaperEvaluator(Evaluator):
 
     def __init__(self) -> None:
         super().__init__(test_metrics=paper_metrics())
-        self._seen: list[TestSet] = []
+        self._batches: list[TestSet] = []
 
     def on_test_batch_end(  # noqa: PLR0913 - anomalib's signature
         self,
@@ -79,7 +80,7 @@ class PaperEvaluator(Evaluator):
         """Keep the scores and the ground truth of a batch, on the CPU."""
         del trainer, pl_module, outputs, batch_idx, dataloader_idx
         maps = None if batch.anomaly_map is None else batch.anomaly_map.squeeze(1)
-        self._seen.append(
+        self._batches.append(
             TestSet(
                 pred_score=to_cpu(cast("Tensor", batch.pred_score)),
                 gt_label=to_cpu(cast("Tensor", batch.gt_label)),
@@ -91,8 +92,8 @@ class PaperEvaluator(Evaluator):
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute and log all metrics."""
         del trainer, pl_module
-        data = gather(self._seen)
-        self._seen = []
+        data = merge(self._batches)
+        self._batches = []
         metrics: Any = self.test_metrics
         for metric in metrics:
             self.log(metric.name, evaluate(metric, data))  # type: ignore[operator] # the trainer sets it
@@ -103,27 +104,28 @@ def to_cpu(field: Tensor) -> Tensor:
     return field.detach().cpu().as_subclass(Tensor)
 
 
-def gather(parts: Sequence[TestSet]) -> TestSet:
-    """Return batches as one, with scores in [0, 1]; a field that any batch lacks is ``None``."""
+def merge(parts: Sequence[TestSet]) -> TestSet:
+    """Return batches as one test set, with scores in [0, 1]; a field that any batch lacks is ``None``."""
     scores, labels = torch.cat([part.pred_score for part in parts]), torch.cat([part.gt_label for part in parts])
-    maps, masks = join([part.anomaly_map for part in parts]), join([part.gt_mask for part in parts])
+    maps = concatenate([part.anomaly_map for part in parts])
+    masks = concatenate([part.gt_mask for part in parts])
     return TestSet(to_unit_range(scores), labels.int(), None if maps is None else to_unit_range(maps), masks)
 
 
-def join(parts: Sequence[Tensor | None]) -> Tensor | None:
-    """Return the parts as one tensor, or ``None`` if any of them is ``None``."""
+def concatenate(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """Return tensors as one, or ``None`` if any of them is ``None``."""
     present = [part for part in parts if part is not None]
     return torch.cat(present) if len(present) == len(parts) else None
 
 
 def evaluate(metric: Any, data: TestSet) -> float:
-    """Return one of :func:`paper_metrics` over a test set, NaN where it is undefined."""
+    """Return the value of one of :func:`paper_metrics` on a test set; NaN if it is undefined."""
     scores, truth = (getattr(data, field) for field in metric.fields)
     if scores is None or truth is None or truth.min() == truth.max():
         return math.nan
     metric.reset()
     metric.update(data)
     value = float(metric.compute())
-    # The curves hold memory that the next category needs.
+    # Frees the memory of the curves, which the next category needs.
     metric.reset()
     return value

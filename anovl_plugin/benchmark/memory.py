@@ -12,7 +12,7 @@ _SMALL, _LARGEST = 2**20, 2**25
 
 @contextmanager
 def unfragmented_memory() -> Iterator[None]:
-    """Have glibc give memory back to the system as soon as a tensor of 1 MiB or more is freed; a no-op elsewhere.
+    """Make glibc return memory to the system as soon as a tensor of 1 MiB or more is freed; without glibc, do nothing.
 
     Each step of anomalib's ``KCenterGreedy`` frees a tensor of some 20 MB and keeps a number. glibc puts the number
     where the tensor was, so the next tensor no longer fits there: 10 GB after 470 steps.

@@ -23,7 +23,7 @@ PACKAGE = "anovl_plugin.benchmark"
 
 
 class Stopwatch:
-    """Adds up the seconds between starts and stops; waits for the GPU to finish its work.
+    """Adds up the seconds between starts and stops, each taken when the GPU has finished its work.
 
     Attributes:
         seconds: The sum so far.
@@ -34,18 +34,18 @@ class Stopwatch:
         self._since: float | None = None
 
     def start(self) -> None:
-        """Start or continue counting."""
+        """Start or continue the clock."""
         self._since = self._now()
 
     def stop(self) -> None:
-        """Stop counting, if started."""
+        """Stop the clock if it runs."""
         if self._since is not None:
             self.seconds += self._now() - self._since
             self._since = None
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Count while the block runs."""
+        """Run the clock in a ``with`` block."""
         self.start()
         yield
         self.stop()
@@ -63,8 +63,8 @@ class Benchmarked(ModelMixin):
     - The papers' metrics, on the model's raw scores: no post-processor, no pictures.
     - ``seconds_per_image``: the model's test step, without reading, resizing and normalizing images. The first batch is
       a warm-up and does not count; a test set of one batch is run twice and counted once.
-    - ``setup_seconds``: the time between loading the weights and the first image: the text bank of a zero-shot model;
-      fitting, which includes reading the training images but not validation.
+    - ``setup_seconds``: the time between loading the weights and the first image: building the text bank of a zero-shot
+      model; fitting any other, which includes reading the training images but not validation.
 
     The pipeline of anomalib 2.7 takes the columns of its CSV from the first run, so all models of a file must have the
     same arguments. Those that a model does not have are ``null``, which means "not given" here, at any depth.
@@ -80,14 +80,14 @@ class Benchmarked(ModelMixin):
         )
 
     @property
-    def _learns_nothing(self) -> bool:
-        return self.learning_type in {LearningType.ZERO_SHOT, LearningType.FEW_SHOT}
+    def _needs_fitting(self) -> bool:
+        return self.learning_type not in {LearningType.ZERO_SHOT, LearningType.FEW_SHOT}
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
-        """The model's own; a zero-shot model is not validated, as there is no threshold to set."""
+        """The model's own arguments; a zero-shot model is not validated, because no threshold is set."""
         own = super().trainer_arguments  # type: ignore[safe-super] # the model's
-        return {**own, **({"limit_val_batches": 0} if self._learns_nothing else {})}
+        return own if self._needs_fitting else {**own, "limit_val_batches": 0}
 
     def val_dataloader(self) -> list:
         """Return no validation data.
@@ -97,40 +97,40 @@ class Benchmarked(ModelMixin):
         return []
 
     def setup(self, stage: str) -> None:
-        """Count the model's own setup: WinClip encodes its prompts."""
+        """Time the model's own setup, in which WinClip encodes its prompts."""
         with self._setup_watch.running():
             super().setup(stage)
 
     def on_fit_start(self) -> None:
-        """Start counting the fit."""
+        """Start timing the fit."""
         super().on_fit_start()
         self._setup_watch.start()
 
     def on_fit_end(self) -> None:
-        """Stop counting the fit."""
+        """Stop timing the fit."""
         self._setup_watch.stop()
         super().on_fit_end()
 
     def on_validation_start(self) -> None:
-        """Count the model's own part, in which memory banks are filled, but not the validation itself."""
+        """Time the model's own part, in which memory banks are filled, but not the validation itself."""
         with unfragmented_memory():
             super().on_validation_start()
         self._setup_watch.stop()
 
     def on_validation_end(self) -> None:
-        """Continue counting if this validation was part of a fit."""
+        """Continue timing if this validation was part of a fit."""
         super().on_validation_end()
         if self.trainer.state.fn == "fit":
             self._setup_watch.start()
 
     def on_test_start(self) -> None:
-        """Count the model's own part: AnoVL builds its text bank."""
+        """Time the model's own part, in which AnoVL builds its text bank."""
         with self._setup_watch.running():
             super().on_test_start()
         self._test_watch, self._timed_images = Stopwatch(), 0
 
     def test_step(self, batch: Batch, batch_idx: int, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
-        """Score a batch, and count the time unless it is the first of several batches."""
+        """Score a batch, and time it unless it is the first of several."""
         single = sum(self.trainer.num_test_batches) == 1
         if single or batch_idx == 0:
             result = super().test_step(batch, batch_idx, *args, **kwargs)
@@ -171,7 +171,7 @@ def benchmarked(model: type[AnomalibModule]) -> type[AnomalibModule]:
 
 
 class BenchmarkAnoVL(Benchmarked, AnoVL):  # type: ignore[misc] # AnoVL's own test_step ignores more arguments
-    """AnoVL for the benchmark: its CLIP is loaded before the clock starts, as the other models' weights are.
+    """AnoVL for the benchmark: its CLIP is loaded before the clock starts, like the weights of the other models.
 
     Args:
         **settings: AnoVL's own arguments; those that are ``None`` are left out.

@@ -1,4 +1,4 @@
-"""WinClip for the benchmark: with any CLIP, and with the category of the data as its class name."""
+"""WinClip for the benchmark: with a CLIP of the user's choice, and with the category of the data as its class name."""
 
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,11 @@ from torch import nn
 from torchvision.transforms.v2 import Compose, InterpolationMode, Normalize, Resize
 
 from anovl_plugin.benchmark.models import Benchmarked
-from anovl_plugin.hosts.anomalib_winclip import GivenClipModel
+from anovl_plugin.hosts.anomalib_winclip import WinClipModelWithClip
 from anovl_plugin.vision.backbone import load_backbone
 
 
-class AnyClipWinClip(WinClip):
+class WinClipWithClip(WinClip):
     """WinClip with a CLIP of the user's choice. Arguments are those of :class:`BenchmarkWinClip`."""
 
     def __init__(  # noqa: PLR0913 - anomalib's arguments
@@ -41,31 +41,31 @@ class AnyClipWinClip(WinClip):
             resize = Resize(list(loaded.image_size), antialias=True, interpolation=InterpolationMode.BICUBIC)
             normalize = Normalize(mean=list(loaded.mean), std=list(loaded.std))
             pre_processor = PreProcessor(transform=Compose([resize, normalize]))
-        # Not WinClip's own constructor, which would download the CLIP that anomalib hard-codes.
+        # WinClip's own constructor would download the CLIP that anomalib hard-codes.
         super(WinClip, self).__init__(pre_processor, post_processor, evaluator, visualizer)
         clip: Any = loaded.clip
         clip.visual = loaded.visual
-        self.model = GivenClipModel(clip, tuple(scales))
+        self.model = WinClipModelWithClip(clip, tuple(scales))
         self.class_name = class_name
         self.k_shot = k_shot
         self.few_shot_source = Path(few_shot_source) if few_shot_source else None
         self.is_setup = False
 
     def setup(self, stage: str) -> None:
-        """Encode the prompts as soon as the class has a name.
+        """Encode the prompts, but not before the class has a name.
 
-        The benchmark pipeline first sets up a zero-shot model without any data. anomalib's WinClip then chooses the
-        class name "object" and keeps it.
+        The benchmark pipeline first sets up a zero-shot model without data. anomalib's WinClip would then choose the
+        class name "object" and keep it.
         """
         if self.class_name is not None or getattr(self.trainer, "datamodule", None) is not None:
             super().setup(stage)
 
 
-class BenchmarkWinClip(Benchmarked, AnyClipWinClip):  # type: ignore[misc] # as in every anomalib model
+class BenchmarkWinClip(Benchmarked, WinClipWithClip):  # type: ignore[misc] # as in every anomalib model
     """WinClip for the benchmark: with a CLIP of the user's choice, and the data's category as class name.
 
-    anomalib hard-codes WinClip's CLIP. With ``backbone``, WinClip runs on another one, loaded as AnoVL loads it: both
-    models then have the same weights, and differ in their method only. anomalib itself is not changed.
+    anomalib hard-codes WinClip's CLIP. With ``backbone``, WinClip runs on another one, loaded as AnoVL loads it: the
+    two models can then have the same weights and differ only in their method. anomalib itself is not changed.
 
     Args:
         backbone: An open_clip architecture or ``anovl-demo``, as for AnoVL. Default: anomalib's own choice.

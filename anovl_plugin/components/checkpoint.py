@@ -122,7 +122,7 @@ class CheckpointMixin(ModelMixin):
                 arguments = {name: settings[name] for name in settings if name not in {"class_name", "save_backbone"}}
                 self.model = AnoVLModel(**arguments).to(self.device)
                 self.save_hyperparameters(settings)
-            self.model.restore(saved.clip, has_weights=saved.has_tower)
+            self.model.prepare_for_checkpoint(saved.clip, has_weights=saved.has_tower)
         self.checkpoint_classes = tuple(saved.class_names)
         self._restore_components(checkpoint, changed)
         if changed:
@@ -174,7 +174,7 @@ class CheckpointMixin(ModelMixin):
             checkpoint.pop(key, None)
             return
         msg = (
-            "pre_processor is not the checkpoint's; leave it out, or change it on purpose with "
+            "pre_processor is not the checkpoint's; omit it, or change it on purpose with "
             "AnoVL.load_from_checkpoint(path, pre_processor=...)"
         )
         raise CheckpointError(msg)

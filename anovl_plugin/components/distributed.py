@@ -6,8 +6,8 @@ from torch.utils.data import DataLoader, SequentialSampler
 from anovl_plugin.hosts.lightning import (
     LoaderCallback,
     UnrepeatedDistributedSampler,
+    divides_images,
     replace_sampler,
-    shares_images_out,
 )
 
 
@@ -21,7 +21,7 @@ class UnpaddedEvaluationSampler(LoaderCallback):
 
     def change_loader(self, loader: DataLoader, trainer: Trainer) -> DataLoader:
         """Return a loader of this process's share of the images; the same loader if there is one process."""
-        if trainer.predicting or not shares_images_out(trainer):
+        if trainer.predicting or not divides_images(trainer):
             return loader
         return unpadded_share(loader, trainer.global_rank, trainer.world_size)
 

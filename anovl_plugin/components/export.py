@@ -64,30 +64,19 @@ class TextBankExportMixin(ModelMixin):
         write_class_names(path, names)
         return path
 
-    def to_openvino(
-        self,
-        export_root: Path | str,
-        model_file_name: str = "model",
-        input_size: tuple[int, int] | None = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Path:
-        """Export as anomalib does, with the text bank inside.
+    def to_openvino(self, *args: Any, **kwargs: Any) -> Path:
+        """Export as anomalib does, by way of :meth:`to_onnx`.
 
         Args:
-            export_root: Folder to write to.
-            model_file_name: Name of the files, without their suffix. Default: ``model``.
-            input_size: Height and width in pixels of the images that the exported model takes. Default: any.
-            *args: anomalib's further arguments.
-            **kwargs: anomalib's further arguments.
+            *args: As for anomalib; the first three are those of :meth:`to_onnx`.
+            **kwargs: As for anomalib.
 
         Raises:
             ValueError: As :meth:`to_onnx`.
             ModuleNotFoundError: If OpenVINO is not installed.
         """
-        check_exportable(self.model, input_size)
         check_openvino()
-        path = super().to_openvino(export_root, model_file_name, input_size, *args, **kwargs)
+        path = super().to_openvino(*args, **kwargs)
         if names := self.classes_to_choose_from():
             write_class_names(path, names)
         return path

@@ -46,18 +46,18 @@ class ZeroShotPostProcessor(PostProcessor):
     Arguments that are not at their defaults take precedence over a checkpoint; the others come from it.
 
     Args:
-        enable_normalization: Return normalized scores. Without it no range is collected from validation data. Defaults
-            to True.
-        enable_thresholding: Return labels and masks, and set thresholds from validation data. Defaults to True.
+        enable_normalization: Return normalized scores. Without it no range is collected from validation data. Default:
+            ``True``.
+        enable_thresholding: Return labels and masks, and set thresholds from validation data. Default: ``True``.
         enable_threshold_matching: Use the image threshold for pixels where there is no pixel threshold, as after
-            validation on images without masks, and the other way round. Defaults to False, unlike anomalib's: image
+            validation on images without masks, and the other way round. Default: ``False``, unlike anomalib's: image
             scores and pixel scores are distributed differently, and on the demo images 0.5 gives better masks.
-        image_sensitivity: How readily images are called abnormal, from 0 (never) to 1 (always). Defaults to 0.5.
-        pixel_sensitivity: The same for pixels, from 0 to 1. Defaults to 0.5.
+        image_sensitivity: How readily images are called abnormal, from 0 (never) to 1 (always). Default: 0.5.
+        pixel_sensitivity: The same for pixels, from 0 to 1. Default: 0.5.
         image_threshold: Score before normalization above which an image is abnormal, between 0 and 1. It is used
-            regardless of validation data, and in exported models. Defaults to None, for the threshold of the validation
-            data, or 0.5 without any.
-        pixel_threshold: The same for pixels, between 0 and 1. Defaults to None.
+            regardless of validation data, and in exported models. Default: ``None``, the threshold of the
+            validation data, or 0.5 without any.
+        pixel_threshold: The same for pixels, between 0 and 1. Default: ``None``.
 
     Raises:
         TypeError: If an argument has the wrong type.

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from anovl_plugin.config import shown
+from anovl_plugin.config import check_flag, shown
 
 
 def check_settings(settings: Mapping[str, Any], origin: str = "") -> dict[str, Any]:
@@ -20,16 +20,15 @@ def check_settings(settings: Mapping[str, Any], origin: str = "") -> dict[str, A
 
 
 def _check_flag(name: str, value: object) -> bool:
-    if not isinstance(value, bool):
-        msg = f"{name} is {shown(value)}, but must be a bool; use True or False"
-        raise TypeError(msg)
-    return value
+    check_flag(name, value)
+    return bool(value)
 
 
 def _check_sensitivity(name: str, value: object) -> float:
-    number = _check_real(name, value, "a number from 0 to 1; the default is 0.5")
+    expected = "a number from 0 to 1"
+    number = _check_real(name, value, expected)
     if not 0 <= number <= 1:
-        msg = f"{name} is {shown(value)}, but must lie in [0, 1]; the default is 0.5"
+        msg = f"{name} is {shown(value)}, but must be {expected}"
         raise ValueError(msg)
     return float(number)
 
@@ -40,7 +39,7 @@ def _check_threshold(name: str, value: object) -> float | None:
     number = _check_real(name, value, "a number between 0 and 1, or None for the threshold of the validation data")
     # Scores are compared in float32, which rounds 1 - 1e-9 to 1.
     if not 0 < number < 1 or torch.tensor(float(number)).item() in {0, 1}:
-        msg = f"{name} is {shown(value)}, but must lie between 0 and 1, as scores do; leave it out to use 0.5"
+        msg = f"{name} is {shown(value)}, but must lie between 0 and 1, as scores do; omit it to use 0.5"
         raise ValueError(msg)
     return float(number)
 

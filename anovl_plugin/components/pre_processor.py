@@ -33,7 +33,7 @@ class AntialiasedPreProcessor(PreProcessor):
     runtime has.
 
     Args:
-        transform: Transform of images. Defaults to None: identity until :meth:`set_transform` sets another.
+        transform: Transform of images. Default: ``None``, identity until :meth:`set_transform` sets another.
 
     Attributes:
         is_given: Whether the transform was passed at construction.

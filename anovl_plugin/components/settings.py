@@ -191,7 +191,7 @@ def _as_pair(image_size: Any) -> tuple[int, int] | None:
 
 def _contradiction(name: str, value: Any, saved: Any) -> CheckpointError:
     return CheckpointError(
-        f"{name} is {_brief(value)}, but the checkpoint was made with {_brief(saved)}; leave {name} out, or change it "
+        f"{name} is {_brief(value)}, but the checkpoint was made with {_brief(saved)}; omit {name}, or change it "
         f"on purpose with AnoVL.load_from_checkpoint(path, {name}=...), after which thresholds start at 0.5"
     )
 

@@ -1,4 +1,4 @@
-"""What it takes to try AnoVL without a download: the data module ``DemoSurfaces`` and the small CLIP ``anovl-demo``."""
+"""All that it takes to try AnoVL offline: the data module ``DemoSurfaces`` and the small CLIP ``anovl-demo``."""
 
 __all__ = ["DemoSurfaces"]
 

@@ -7,9 +7,9 @@ from anovl_plugin.demo.datamodule import PHOTOGRAPHS, check_root, make_category
 
 
 def main() -> None:
-    """Write the images of the surfaces that the command line names."""
+    """Read the command line and write the images."""
     parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
-    parser.add_argument("folder", type=Path, help="folder to write a folder for each surface to")
+    parser.add_argument("folder", type=Path, help="folder in which to create one for each surface")
     parser.add_argument(
         "--category", choices=PHOTOGRAPHS, nargs="+", default=list(PHOTOGRAPHS), help="surfaces to write; default: all"
     )

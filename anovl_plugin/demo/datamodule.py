@@ -25,7 +25,7 @@ SEED = 20231123
 
 Category = Literal["brick", "grass", "gravel", "wood"]
 Split = Literal["train", "test"]
-# Normal images of each split, and abnormal test images of each kind of defect.
+# Number of normal images in each split, and of abnormal test images of each kind of defect.
 NUM_NORMAL: dict[Split, int] = {"train": 30, "test": 20}
 NUM_ABNORMAL = 5
 
@@ -61,7 +61,7 @@ class DemoSurfaces(MVTecAD):
     The images are created on first use, always the same ones, in the folder layout of MVTec AD.
 
     Args:
-        root: Folder for the images, its path in ASCII. Default: a folder in anomalib's dataset cache.
+        root: Folder for the images; its path must be ASCII. Default: a folder in anomalib's dataset cache.
         category: Surface, ``brick``, ``grass``, ``gravel`` or ``wood``. Default: ``brick``.
         train_batch_size: Images per training batch, at least 1. Default: 32.
         eval_batch_size: Images per validation or test batch, at least 1. Default: 32.
@@ -71,7 +71,7 @@ class DemoSurfaces(MVTecAD):
     Raises:
         TypeError: If an argument has the wrong type.
         ValueError: If there is no such category, a number is out of range, or the root is not a folder that anomalib
-            reads.
+            can read.
     """
 
     category: Category
@@ -99,12 +99,12 @@ class DemoSurfaces(MVTecAD):
         )
 
     def prepare_data(self) -> None:
-        """Create the images, unless they exist."""
+        """Create the images unless they exist."""
         if not (self.root / self.category).is_dir():
             make_category(self.root, self.category)
 
     def setup(self, stage: str | None = None) -> None:
-        """Set up the three subsets as every anomalib data module does; create the images first, unless they exist."""
+        """Set up the three subsets as every anomalib data module does; create the images first unless they exist."""
         self.prepare_data()
         super().setup(stage)
 
@@ -127,7 +127,7 @@ def check_root(root: object) -> None:
         raise TypeError(msg)
     try:
         # pathlib takes an empty path for the current folder.
-        is_folder = str(root) != "" and "\0" not in str(root) and first_existing(Path(root)).is_dir()
+        is_folder = str(root) != "" and "\0" not in str(root) and nearest_existing(Path(root)).is_dir()
     except OSError as error:
         msg = f"{msg} ({error.strerror})"
         raise ValueError(msg) from None
@@ -136,16 +136,17 @@ def check_root(root: object) -> None:
 
 
 def check_readable(root: Path | str, category: Category) -> None:
-    """Raise an error if anomalib would not read images of a category from the root, whatever is there."""
+    """Raise an error if the path of a category's folder is one that anomalib does not read."""
     try:
         validate_path(Path(root) / category, should_exist=False)
     except ValueError as error:
         reason = str(error).partition(":")[0]
-        msg = f"root is {shown(str(root))}, but anomalib does not read from it ({reason}); use another, or link to it"
+        path = shown(str(root))
+        msg = f"root is {path}, but anomalib cannot read from it ({reason}); use another folder, or link to it"
         raise ValueError(msg) from None
 
 
-def first_existing(path: Path) -> Path:
+def nearest_existing(path: Path) -> Path:
     """Return a path if it exists, else the closest of its parents that does."""
     return next(each for each in (path, *path.parents) if each.exists() or each == each.parent)
 
@@ -162,7 +163,7 @@ def bounded_int(name: str, value: object, least: int, most: int) -> int:
 
 
 def make_category(root: Path, category: Category, seed: int = SEED) -> None:
-    """Write the images of a category, all or none: an interrupted run leaves nothing behind.
+    """Write all images of a category; an interrupted run leaves nothing behind.
 
     Args:
         root: Folder to create the category's folder in.
@@ -177,23 +178,23 @@ def make_category(root: Path, category: Category, seed: int = SEED) -> None:
         folder = Path(work) / category
         for split, count in NUM_NORMAL.items():
             for index in range(count):
-                crop = crop_photograph(pixels, photograph, split, seeded(category, split, index, seed))
+                crop = crop_photograph(pixels, photograph, split, generator_of(category, split, index, seed))
                 write_image(folder / split / "good" / f"{index:03d}.png", crop)
         for kind in DEFECT_KINDS:
             for index in range(NUM_ABNORMAL):
-                rng = seeded(category, kind, index, seed)
+                rng = generator_of(category, kind, index, seed)
                 abnormal, mask = paint_defect(crop_photograph(pixels, photograph, "test", rng), kind, rng)
                 write_image(folder / "test" / kind / f"{index:03d}.png", abnormal)
                 write_image(folder / "ground_truth" / kind / f"{index:03d}_mask.png", mask)
         try:
             folder.rename(root / category)
         except OSError:
-            # Another process may have been faster; its images are the same.
+            # Another process may have created the folder; its images are the same.
             if not (root / category).is_dir():
                 shutil.move(folder, root / category)
 
 
-def seeded(category: str, kind: str, index: int, seed: int) -> np.random.Generator:
+def generator_of(category: str, kind: str, index: int, seed: int) -> np.random.Generator:
     """Return the generator of one image, so that no image depends on how many came before it."""
     return default_rng([seed, index, *f"{category}/{kind}".encode()])
 

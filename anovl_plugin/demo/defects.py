@@ -9,8 +9,8 @@ from numpy.random import Generator
 
 Image = np.ndarray
 DEFECT_KINDS = ("scratch", "crack", "hole", "stain", "foreign")
-# A defect is drawn again if its mean change is below this, or below the standard deviation of the surface, because then
-# it is not obvious; also if it covers less than this share of the image, because then it is almost outside.
+# A defect is drawn again if its mean change is below this or below the standard deviation of the surface, because it is
+# not obvious then, or if it covers less than this share of the image, because most of it lies outside then.
 MIN_CONTRAST = 0.1
 MIN_SHARE = 0.004
 
@@ -21,7 +21,7 @@ def line_mask(size: int, rng: Generator, *, jagged: bool) -> Image:
     thickness = max(1, round(size * rng.uniform(0.012, 0.03)))
     for _ in range(rng.integers(1, 3) if jagged else 1):
         point = rng.uniform(0.15, 0.85, 2) * size
-        # Heading roughly toward the center keeps the line in the picture.
+        # Roughly toward the center, so that the line stays in the image.
         angle = np.arctan2(*(size / 2 - point)[::-1]) + rng.normal(0, 0.8)
         turn = 0.7 if jagged else 0.12
         points = [point]
@@ -93,7 +93,7 @@ def paint_defect(image: Image, kind: str, rng: Generator) -> tuple[Image, Image]
     """
     best, best_contrast = (image, np.zeros(image.shape[:2], bool)), -1.0
     required = max(MIN_CONTRAST, float(image.std()))
-    # A defect may fall on a background of its own color, or outside the image; the most visible of a few is kept.
+    # A defect may have the color of its background, or lie outside the image. If no attempt will do, the best is kept.
     for _ in range(12):
         opacity, colors = defect_layer(image, kind, rng)
         opacity = np.where(opacity < 0.1, 0, opacity)[..., None]

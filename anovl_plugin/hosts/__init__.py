@@ -1,1 +1,1 @@
-"""Non-public names of the hosts, one file per host, so that changes in new versions show only here."""
+"""Non-public names of the hosts, one file per host: a new version of a host can break the package only here."""

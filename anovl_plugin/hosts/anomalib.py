@@ -57,17 +57,17 @@ def set_transforms(pre_processor: PreProcessor, transform: Transform | None, exp
 
     Args:
         pre_processor: Pre-processor to change.
-        transform: Transform that the callback applies to each batch; ``None`` for identity.
-        export: Module that ``forward`` applies; ``None`` for identity.
+        transform: Transform of each batch of an engine run; ``None`` for identity.
+        export: Module that ``forward`` applies, as in exported graphs; ``None`` for identity.
     """
     pre_processor.transform = transform
     pre_processor.export_transform = export
 
 
 def lacks_validation_set(datamodule: object) -> bool:
-    """Return whether one of anomalib's data modules, after setup, has no validation set to make a loader from."""
-    makes_loader_of_set = getattr(type(datamodule), "val_dataloader", None) is AnomalibDataModule.val_dataloader
-    return makes_loader_of_set and not hasattr(datamodule, "val_data")
+    """Return whether one of anomalib's data modules, after setup, lacks the validation set that its loader needs."""
+    has_anomalib_loader = getattr(type(datamodule), "val_dataloader", None) is AnomalibDataModule.val_dataloader
+    return has_anomalib_loader and not hasattr(datamodule, "val_data")
 
 
 def validated_thresholds(post_processor: PostProcessor) -> tuple[Tensor, Tensor]:
@@ -86,7 +86,12 @@ def range_metrics(post_processor: PostProcessor) -> tuple[MinMax, MinMax]:
 
 
 def replace_threshold_metrics(post_processor: PostProcessor, metric: type[F1AdaptiveThreshold]) -> None:
-    """Find both thresholds with another metric than anomalib's."""
+    """Replace the metrics that find the two thresholds.
+
+    Args:
+        post_processor: Post-processor to change.
+        metric: Class of the new metrics.
+    """
     image, pixel = threshold_metrics(post_processor)
     post_processor._image_threshold_metric = metric(fields=image.fields, strict=False)
     post_processor._pixel_threshold_metric = metric(fields=pixel.fields, strict=False)

@@ -4,14 +4,14 @@ import torch
 from anomalib.models.image.winclip.torch_model import TEMPERATURE, WinClipModel
 from torch import nn
 
-__all__ = ["GivenClipModel"]
+__all__ = ["WinClipModelWithClip"]
 
 
-class GivenClipModel(WinClipModel):
+class WinClipModelWithClip(WinClipModel):
     """anomalib's WinCLIP around a CLIP that is already loaded.
 
-    anomalib's constructor downloads the CLIP that it hard-codes, so it is not called here. The rest of what it sets up
-    is set up in the same way.
+    anomalib's constructor is not called, because it downloads the CLIP that it hard-codes. This one sets up everything
+    else in the same way.
 
     Args:
         clip: An open_clip model with both towers; its image tower must be open_clip's native vision transformer.

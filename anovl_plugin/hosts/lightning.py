@@ -14,8 +14,8 @@ __all__ = [
     "LoaderCallback",
     "UnrepeatedDistributedSampler",
     "attached_trainer",
+    "divides_images",
     "replace_sampler",
-    "shares_images_out",
     "use_validation_data_of",
 ]
 
@@ -33,19 +33,19 @@ def replace_sampler(loader: DataLoader, sampler: Sampler | Iterable) -> DataLoad
     return _update_dataloader(loader, sampler)
 
 
-def shares_images_out(trainer: Trainer) -> bool:
+def divides_images(trainer: Trainer) -> bool:
     """Return whether the trainer divides the images of an evaluation among several processes."""
     return trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler
 
 
 def use_validation_data_of(trainer: Trainer, module: LightningModule) -> None:
-    """Take the validation data of a run from a module, not from the data module; the next run starts afresh."""
+    """Make a run take its validation data from a module instead of its data module; later runs are not affected."""
     for loop in (trainer.validate_loop, trainer.fit_loop.epoch_loop.val_loop):
         loop._data_source.instance = module
 
 
 class LoaderCallback(Callback, ABC):
-    """A callback that sees every data loader of an evaluation before its first batch.
+    """A callback that may replace each data loader of an evaluation before its first batch.
 
     Lightning has no hook for this. Loaders come from a data module or are passed to the trainer; both go through one
     object in each loop, which is replaced for the duration of a run.
@@ -81,7 +81,7 @@ class LoaderCallback(Callback, ABC):
 
 
 class _ChangedSource(_DataLoaderSource):
-    """A source of loaders that passes each of them through functions, in order."""
+    """A source that passes each of its loaders through functions, in order."""
 
     def __init__(self, instance: object, name: str, changes: list) -> None:
         super().__init__(instance, name)

@@ -33,7 +33,7 @@ def download_from_hub(repository: str, filename: str | None = None) -> Path:
 
     Args:
         repository: Its name, ``OWNER/NAME``.
-        filename: A file in it. Defaults to ``None``: the repository's open_clip weights.
+        filename: A file in it. Default: ``None``, the repository's open_clip weights.
     """
     names = {} if filename is None else {"filename": filename}
     return Path(download_pretrained_from_hf(repository, **names))

@@ -13,7 +13,7 @@ from anovl_plugin.report.results import MEASURES, MISSING, Measure
 from anovl_plugin.report.tables import means, pivot
 
 _BY_COLUMN = {measure.column: measure for measure in MEASURES}
-SHOWN = tuple(_BY_COLUMN[column] for column in ("image_AUROC", "pixel_AUROC"))
+PLOTTED = tuple(_BY_COLUMN[column] for column in ("image_AUROC", "pixel_AUROC"))
 SPEED = _BY_COLUMN["seconds_per_image"]
 MARKERS = "osD^vPX*<>"
 # Dark to light; hatches distinguish bars of the same gray.
@@ -43,7 +43,7 @@ def draw_speed(name: str, results: pd.DataFrame) -> Figure | None:
         One panel for image AUROC and one for pixel AUROC, as far as they were measured; ``None`` if the speed was not.
     """
     speed = pivot(results, SPEED).mean()
-    measures = [measure for measure in SHOWN if (pivot(results, measure).mean() * speed).notna().any()]
+    measures = [measure for measure in PLOTTED if (pivot(results, measure).mean() * speed).notna().any()]
     if not measures:
         return None
     figure = Figure(figsize=(4.2 * len(measures), 4.2), dpi=110, layout="constrained")
@@ -81,7 +81,7 @@ def draw_categories(name: str, results: pd.DataFrame) -> Figure | None:
     Returns:
         One row for image AUROC and one for pixel AUROC, as far as they were measured; ``None`` if neither was.
     """
-    tables = [(measure, pivot(results, measure)) for measure in SHOWN]
+    tables = [(measure, pivot(results, measure)) for measure in PLOTTED]
     tables = [(measure, table) for measure, table in tables if table.notna().any(axis=None)]
     if not tables:
         return None

@@ -40,7 +40,7 @@ MEASURES = (
     Measure("setup_seconds", "set-up [s]", percent=False),
 )
 MISSING = "–"
-NEEDED = ("model.class_path", "data.class_path")
+REQUIRED_COLUMNS = ("model.class_path", "data.class_path")
 _STAMP = re.compile(r"\d{4}-\d\d-\d\d-\d\d_\d\d_\d\d")
 
 
@@ -86,7 +86,7 @@ def read_file(path: Path) -> pd.DataFrame:
     except (pd.errors.ParserError, UnicodeDecodeError) as error:
         msg = f"{path}: is not a CSV file"
         raise ReportError(msg) from error
-    missing = [column for column in NEEDED if column not in runs]
+    missing = [column for column in REQUIRED_COLUMNS if column not in runs]
     if missing or not any(measure.column in runs for measure in MEASURES):
         absent = f"no column {missing[0]}" if missing else "no metric that the report knows"
         msg = f"{path}: is not a result of anomalib's benchmark: {absent}"
@@ -155,7 +155,7 @@ def label_models(runs: pd.DataFrame) -> pd.Series:
         # pandas writes whole numbers as 240.0 where some runs have none.
         values = group.fillna("").astype(str).apply(lambda column: column.str.removesuffix(".0"))
         values = values[[column for column in values if len(set(values[column])) > 1]]
-        # Row by row, for pandas before 3 has no records of a table without columns.
+        # Row by row, because pandas before 3 makes no records of a table without columns.
         named = [{c.removeprefix("model.init_args."): values.loc[i, c] for c in values} for i in values.index]
         parts = [describe(settings) for settings in named]
         if len(set(parts)) < len(values.drop_duplicates()):
@@ -165,7 +165,7 @@ def label_models(runs: pd.DataFrame) -> pd.Series:
 
 
 def describe(settings: dict[str, str]) -> tuple[str, ...]:
-    """Return the settings that are given as text: the value alone if it is a word or a class, else its name as well.
+    """Return the given settings as text: the value alone if it is a word or a class, else the name as well.
 
     Example:
         >>> describe({"adaptation": "anovl_plugin.TextAdapter", "pre_trained": "False", "seed": "7", "domain": ""})

@@ -67,13 +67,13 @@ def means(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"mean": table.mean(), "complete": table.notna().all()})
 
 
-def show(value: float, measure: Measure) -> str:
-    """Format a value: percent with one decimal, seconds with three digits, a dash if it is missing.
+def format_value(value: float, measure: Measure) -> str:
+    """Return a value as text: percent with one decimal, seconds with three digits, a dash if it is missing.
 
     Example:
-        >>> [show(value, MEASURES[0]) for value in (0.9251, float("nan"))]
+        >>> [format_value(value, MEASURES[0]) for value in (0.9251, float("nan"))]
         ['92.5', '–']
-        >>> [show(value, MEASURES[-1]) for value in (0.00676, 12.34, 99.96)]
+        >>> [format_value(value, MEASURES[-1]) for value in (0.00676, 12.34, 99.96)]
         ['0.00676', '12.3', '100']
     """
     if pd.isna(value):
@@ -84,11 +84,11 @@ def show(value: float, measure: Measure) -> str:
 
 
 def make_cells(values: pd.Series, measure: Measure, complete: pd.Series | None = None) -> list[Cell]:
-    """Return the cells of a row; values that look equal can all be the best, and a single value is not."""
+    """Return the cells of a row. Values that look equal can all be the best; a value without rivals is not."""
     complete = values.notna() if complete is None else complete & values.notna()
-    texts = [show(value, measure) for value in values]
+    texts = [format_value(value, measure) for value in values]
     rivals = values[complete]
-    best = None if len(rivals) < 2 else show(rivals.max() if measure.percent else rivals.min(), measure)
+    best = None if len(rivals) < 2 else format_value(rivals.max() if measure.percent else rivals.min(), measure)
     marks = ["" if whole or pd.isna(value) else INCOMPLETE for value, whole in zip(values, complete, strict=True)]
     return [Cell(text + mark, whole and text == best) for text, mark, whole in zip(texts, marks, complete, strict=True)]
 

@@ -35,7 +35,7 @@ class Adaptation(ABC):
     :func:`~anovl_plugin.scoring.check_adaptation.check_adaptation` checks a subclass.
 
     Attributes:
-        batch_size: Most images passed to :meth:`adapt` at once; larger batches are split. Defaults to 8.
+        batch_size: Most images passed to :meth:`adapt` at once; larger batches are split. Default: 8.
 
     Example:
         >>> @dataclasses.dataclass
@@ -70,7 +70,7 @@ def parse_adaptation(value: object, *, allow_import: bool = True) -> Adaptation 
 
     Args:
         value: Whatever :func:`anovl_plugin.config.from_config` accepts.
-        allow_import: Whether a class path may be imported. Defaults to ``True``.
+        allow_import: Whether a class path may be imported. Default: ``True``.
 
     Raises:
         TypeError: If it is none of these, or its ``batch_size`` is not an integer.
@@ -172,12 +172,11 @@ class ResidualAdapter(Adaptation):
     image, so a result depends only on the image, the seed and the settings.
 
     Args:
-        steps: Steps of AdamW, at least 1. Defaults to 5.
-        learning_rate: Learning rate of AdamW, from 0 to 100. Defaults to 0.001.
-        noise_std: Standard deviation of the noise that is added to the tokens, from 0 to 100. Defaults to 0.055.
-        seed: Seed of the initial weights and of the noise, at least 0. Defaults to 0.
-        batch_size: Images tuned at once, at least 1. It bounds the memory and does not change the result. Defaults to
-            4.
+        steps: Steps of AdamW, at least 1. Default: 5.
+        learning_rate: Learning rate of AdamW, from 0 to 100. Default: 0.001.
+        noise_std: Standard deviation of the noise that is added to the tokens, from 0 to 100. Default: 0.055.
+        seed: Seed of the initial weights and of the noise, at least 0. Default: 0.
+        batch_size: Images tuned at once, at least 1. It bounds the memory and does not change the result. Default: 4.
 
     Raises:
         TypeError: If an argument has another type.

@@ -29,7 +29,10 @@ class ImageScore(ABC):
 
     @property
     def image_views(self) -> tuple[View, ...]:
-        """Views that the margin of the class token is averaged over; none if the class token is not used."""
+        """Views that the margin of the class token is averaged over; none if the class token is not used.
+
+        Each maps images (M, 3, H, W) to images of the same shape.
+        """
         return ()
 
     @abstractmethod
@@ -147,10 +150,10 @@ def parse_image_score(value: ImageScore | str | dict[str, Any], *, allow_import:
 
     Args:
         value: ``"global"``, ``"map"``, ``"both"``, or whatever :func:`anovl_plugin.config.from_config` accepts.
-        allow_import: Whether a class path may be imported. Default: yes.
+        allow_import: Whether a class path may be imported. Default: ``True``.
 
     Raises:
-        TypeError: If it is none of these.
+        TypeError: If it is none of these, or its views are not functions.
         ValueError: If there is no such score, or it does not accept the settings.
 
     Example:
@@ -164,7 +167,20 @@ def parse_image_score(value: ImageScore | str | dict[str, Any], *, allow_import:
         raise ValueError(msg)
     if not isinstance(value, str | Mapping | ImageScore):
         raise TypeError(msg)
-    return cast("ImageScore", from_config(value, ImageScore, allow_import=allow_import))
+    image_score = cast("ImageScore", from_config(value, ImageScore, allow_import=allow_import))
+    check_views(image_score)
+    return image_score
+
+
+def check_views(image_score: ImageScore) -> None:
+    """Raise TypeError if the views of an image score are not a tuple or list of functions."""
+    views: object = image_score.image_views
+    if not isinstance(views, tuple | list) or not all(map(callable, views)):
+        msg = (
+            f"image_score is {shown(image_score)}, but its image_views are {shown(views)}; return a tuple of functions "
+            "from images to images"
+        )
+        raise TypeError(msg)
 
 
 def combine_margins(image_score: ImageScore, class_margins: Tensor | None, margin_map: Tensor) -> Tensor:

@@ -165,8 +165,8 @@ class LazyTextTower:
             self._tower = self._load()
         return self._tower
 
-    def put(self, tower: TextTower) -> None:
-        """Hold a tower that was loaded together with something else."""
+    def set_loaded(self, tower: TextTower) -> None:
+        """Use a tower that is loaded already."""
         self._tower = tower
 
     def release(self) -> None:

@@ -112,14 +112,14 @@ def load_backbone(
 
     Args:
         backbone: An open_clip architecture, ``hf-hub:OWNER/NAME``, ``local-dir:FOLDER``, or ``anovl-demo``, the small
-            CLIP that comes with the package. Defaults to ``ViT-B-16-plus-240``.
-        pretrained: An open_clip tag, or the path of a .safetensors or .pt file, nothing of which is executed. Defaults
-            to ``laion400m_e32``. The sources that bring their own weights (``hf-hub:``, ``local-dir:``,
+            CLIP that comes with the package. Default: ``ViT-B-16-plus-240``.
+        pretrained: An open_clip tag, or the path of a .safetensors or .pt file, nothing of which is executed. Default:
+            ``laion400m_e32``. The sources that bring their own weights (``hf-hub:``, ``local-dir:``,
             ``anovl-demo``) accept only the default and ``None``.
         image_size: Height and width (or one number for both) in pixels, multiples of the patch; the position
-            embeddings are interpolated to it. Defaults to ``None``: the size the architecture was made for.
-        image: Load the image tower. Defaults to ``True``.
-        text: Load the text tower and its tokenizer. Defaults to ``True``.
+            embeddings are interpolated to it. Default: ``None``, the size the architecture was made for.
+        image: Load the image tower. Default: ``True``.
+        text: Load the text tower and its tokenizer. Default: ``True``.
 
     Returns:
         The requested towers, and how images must be prepared.

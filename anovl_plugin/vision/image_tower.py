@@ -78,15 +78,15 @@ class ImageTower(nn.Module):
             BackboneError: If it cannot be loaded.
         """
         if not self.is_loaded:
-            self.put(load_backbone(*self.source, self.requested_image_size, text=False))
+            self.set_loaded(load_backbone(*self.source, self.requested_image_size, text=False))
 
-    def put(self, loaded: Backbone) -> None:
-        """Hold a tower that was loaded together with the text tower."""
-        self._use_spec(loaded.spec)
-        self.temperature, self.fingerprint = loaded.temperature, loaded.fingerprint
-        self._place(cast("nn.Module", loaded.visual))
+    def set_loaded(self, backbone: Backbone) -> None:
+        """Use the image tower of a CLIP that is loaded already."""
+        self._use_spec(backbone.spec)
+        self.temperature, self.fingerprint = backbone.temperature, backbone.fingerprint
+        self._place(cast("nn.Module", backbone.visual))
 
-    def restore(self, state: dict[str, Any], *, has_weights: bool) -> None:
+    def prepare_for_checkpoint(self, state: dict[str, Any], *, has_weights: bool) -> None:
         """Make the tower ready for a checkpoint's state dict.
 
         Args:

@@ -89,8 +89,7 @@ def check_source(backbone: str, pretrained: str | Path | None) -> tuple[str, str
         return backbone, _check_architecture(backbone, pretrained)
     if pretrained not in {None, DEFAULT_PRETRAINED}:
         msg = (
-            f"pretrained is {brief(pretrained)}, but backbone {brief(backbone)} brings its own weights; leave "
-            "pretrained at its default"
+            f"pretrained is {brief(pretrained)}, but backbone {brief(backbone)} brings its own weights; omit pretrained"
         )
         raise BackboneError(msg)
     if backbone.startswith(_HUB) and not re.fullmatch(r"[\w.-]+/[\w.-]+", backbone.removeprefix(_HUB)):

@@ -132,6 +132,6 @@ def parse_views(views: Views | Sequence[str]) -> tuple[View, ...]:
     else:
         raise TypeError(msg)
     if not chosen:
-        msg = f"views is {shown(views)}, which is empty; leave it out, or name at least one view, such as [image]"
+        msg = f"views is {shown(views)}, which is empty; omit it, or name at least one view, such as [image]"
         raise ValueError(msg)
     return tuple(parse_view(view) for view in chosen)

@@ -240,7 +240,9 @@ def _some(title: str, items: list[str], separator: str = ", ", limit: int = 2) -
 
 def _kind(value: object) -> str:
     name = type(value).__name__
-    return f"an empty {name}" if isinstance(value, Mapping) and not value else f"a {name}"
+    if isinstance(value, Mapping) and not value:
+        return f"an empty {name}"
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
 def _error(path: Path, problem: str) -> BackboneError:

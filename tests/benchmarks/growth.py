@@ -1,7 +1,7 @@
 """How the cost of an image grows with batch size, image size, tiles, prompts and number of images.
 
-Each point is a process of its own, in which it takes turns with the usual setting, so that a ratio compares what ran
-side by side. The memory is the point's own: it is taken before the usual setting is first run.
+Each point is a process of its own, in which it takes turns with the baseline, so that a ratio compares what ran
+side by side. The memory is the point's own: it is taken before the baseline is first run.
 """
 
 import argparse
@@ -24,23 +24,23 @@ from anovl_plugin.vision.tiles import short_side
 from tests.benchmarks.measuring import Line, in_process, in_turns, most_megabytes
 from tests.helpers.engine_runs import quiet_engine
 
-USUAL_BATCH, USUAL_PROMPTS, USUAL_IMAGES = 8, 924, 100
+BASELINE_BATCH, BASELINE_PROMPTS, BASELINE_IMAGES = 8, 924, 100
 
 
 class Pair(NamedTuple):
-    """A point and the usual setting, and how many images (or prompts) each works through.
+    """A point and the baseline, and how many images (or prompts) each works through.
 
     Attributes:
         point: runs the point once.
-        usual: runs the usual setting once.
+        baseline: runs the baseline once.
         point_count: images of the point.
-        usual_count: images of the usual setting.
+        baseline_count: images of the baseline.
     """
 
     point: Callable[[], object]
-    usual: Callable[[], object]
+    baseline: Callable[[], object]
     point_count: int
-    usual_count: int
+    baseline_count: int
 
 
 class Noise(Dataset):
@@ -65,35 +65,36 @@ def noisy_bank(width: int, count: int) -> TextBank:
     bank = TextBank()
     bank.prompt_embeddings = F.normalize(torch.randn(count, width), dim=-1)
     bank.state_embeddings = F.normalize(torch.randn(2, width), dim=-1)
+    bank.class_name = "noise"
     return bank
 
 
 def make_model(weights: str, **options: object) -> AnoVLModel:
     """Return a model with a text bank of noise."""
     model = AnoVLModel(pretrained=weights, **options).eval()
-    model.text_bank = noisy_bank(model.image_tower.visual.output_dim, USUAL_PROMPTS)
-    model.adopt_text_bank("noise", "object")
+    model.image_tower.load()
+    model.text_bank = noisy_bank(model.image_tower.visual.output_dim, BASELINE_PROMPTS)
     return model
 
 
 def of_batch(weights: str, count: int) -> Pair:
     """Compare batches of a given size with batches of 8."""
     model = make_model(weights)
-    images, usual = torch.rand(count, 3, 240, 240), torch.rand(USUAL_BATCH, 3, 240, 240)
-    return Pair(lambda: model(images), lambda: model(usual), count, USUAL_BATCH)
+    images, baseline = torch.rand(count, 3, 240, 240), torch.rand(BASELINE_BATCH, 3, 240, 240)
+    return Pair(lambda: model(images), lambda: model(baseline), count, BASELINE_BATCH)
 
 
 def of_size(weights: str, side: int) -> Pair:
     """Compare images of a given side in pixels with 240."""
-    model, usual = make_model(weights, image_size=side), make_model(weights)
-    return Pair(lambda: model(torch.rand(1, 3, side, side)), lambda: usual(torch.rand(1, 3, 240, 240)), 1, 1)
+    model, baseline = make_model(weights, image_size=side), make_model(weights)
+    return Pair(lambda: model(torch.rand(1, 3, side, side)), lambda: baseline(torch.rand(1, 3, 240, 240)), 1, 1)
 
 
-def of_tiles(weights: str, tiling: int) -> Pair:
+def of_tiles(weights: str, count: int) -> Pair:
     """Compare a 4:3 image in tiles with an image without tiles."""
-    model, usual, side = make_model(weights, tiles_per_side=tiling), make_model(weights), short_side(240, tiling)
+    model, baseline, side = make_model(weights, tiles_per_side=count), make_model(weights), short_side(240, count)
     image = torch.rand(1, 3, side, side * 4 // 3)
-    return Pair(lambda: model(image), lambda: usual(torch.rand(1, 3, 240, 240)), 1, 1)
+    return Pair(lambda: model(image), lambda: baseline(torch.rand(1, 3, 240, 240)), 1, 1)
 
 
 def of_prompts(weights: str, count: int) -> Pair:
@@ -101,22 +102,22 @@ def of_prompts(weights: str, count: int) -> Pair:
     loaded = load_backbone(DEFAULT_BACKBONE, weights)
     tower = TextTower(loaded.clip, loaded.tokenizer)
     # Different ones of one length: four digits are four tokens.
-    numbers = range(1000, 1000 + max(count, USUAL_PROMPTS))
+    numbers = range(1000, 1000 + max(count, BASELINE_PROMPTS))
     prompts = [f"a close-up industrial photo of damaged bottle {number}" for number in numbers]
     return Pair(
-        lambda: tower.encode(prompts[:count]), lambda: tower.encode(prompts[:USUAL_PROMPTS]), count, USUAL_PROMPTS
+        lambda: tower.encode(prompts[:count]), lambda: tower.encode(prompts[:BASELINE_PROMPTS]), count, BASELINE_PROMPTS
     )
 
 
 def of_adapter(_: str, count: int) -> Pair:
     """Compare adapting the 225 tokens of 8 images with a given number of prompts and with 924."""
-    tokens, width = torch.randn(USUAL_BATCH, 225, 640), 640
-    bank, usual = noisy_bank(width, count), noisy_bank(width, USUAL_PROMPTS)
+    tokens, width = torch.randn(BASELINE_BATCH, 225, 640), 640
+    bank, baseline = noisy_bank(width, count), noisy_bank(width, BASELINE_PROMPTS)
     return Pair(
         lambda: adapt_tokens(TextAdapter(), tokens, bank),
-        lambda: adapt_tokens(TextAdapter(), tokens, usual),
-        USUAL_BATCH,
-        USUAL_BATCH,
+        lambda: adapt_tokens(TextAdapter(), tokens, baseline),
+        BASELINE_BATCH,
+        BASELINE_BATCH,
     )
 
 
@@ -129,7 +130,7 @@ def of_images(_: str, count: int) -> Pair:
         quiet_engine(folder).predict(model, dataloaders=loader, return_predictions=False)
 
     predict(1)
-    return Pair(lambda: predict(count), lambda: predict(USUAL_IMAGES), count, USUAL_IMAGES)
+    return Pair(lambda: predict(count), lambda: predict(BASELINE_IMAGES), count, BASELINE_IMAGES)
 
 
 class Kind(NamedTuple):
@@ -138,7 +139,7 @@ class Kind(NamedTuple):
     Attributes:
         make: makes a pair of the weights and a point.
         points: what to measure.
-        title: what to call a point against the usual setting.
+        title: what to call a point against the baseline.
         rounds: how often they take turns.
     """
 
@@ -151,7 +152,7 @@ class Kind(NamedTuple):
 KINDS = {
     "batch": Kind(of_batch, (1, 4, 16, 64), "batch {} ÷ batch 8", 1),
     "size": Kind(of_size, (240, 480, 720, 960), "image size {0} × {0} ÷ 240 × 240", 2),
-    "tiles": Kind(of_tiles, (1, 2, 4), "a 4:3 image with tiling {} ÷ without", 2),
+    "tiles": Kind(of_tiles, (1, 2, 4), "a 4:3 image with tiles_per_side {} ÷ without", 2),
     "prompts": Kind(of_prompts, (10, 100, 1000, 4000), "encoding {} prompts ÷ 924, each", 1),
     "adapter": Kind(of_adapter, (10, 100, 1000, 4000), "text adapter, {} prompts ÷ 924", 3),
     "images": Kind(of_images, (100, 1000, 10_000), "anovl-demo, predict {} images ÷ 100", 1),
@@ -162,13 +163,13 @@ def growth(weights: str) -> Iterator[Line]:
     """Measure all points, each in a process of its own."""
     for name, kind in KINDS.items():
         for value in kind.points:
-            point, usual, memory = in_process("tests.benchmarks.growth", name, value, weights)
-            note = f"{point:.4g} s against {usual:.4g} s, {memory:.0f} MB"
-            yield Line(kind.title.format(value), point / usual, "", note)
+            point, baseline, memory = in_process("tests.benchmarks.growth", name, value, weights)
+            note = f"{point:.4g} s against {baseline:.4g} s, {memory:.0f} MB"
+            yield Line(kind.title.format(value), point / baseline, "", note)
 
 
 def main() -> None:
-    """Measure one point and print the seconds of it and of the usual setting, and the point's memory in MB."""
+    """Measure one point and print the seconds of it and of the baseline, and the point's memory in MB."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument("value", type=int)
@@ -179,8 +180,8 @@ def main() -> None:
     with torch.inference_mode():
         pair = kind.make(args.weights, args.value)
         memory = most_megabytes(pair.point)
-        times = in_turns(pair.point, pair.usual, kind.rounds)
-    print(times.first / pair.point_count, times.second / pair.usual_count, memory)  # noqa: T201 - the parent reads it
+        times = in_turns(pair.point, pair.baseline, kind.rounds)
+    print(times.first / pair.point_count, times.second / pair.baseline_count, memory)  # noqa: T201 - the parent reads it
 
 
 if __name__ == "__main__":

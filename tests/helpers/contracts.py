@@ -5,6 +5,7 @@ those that its two conditions hold for. A sample of another type is a TypeError,
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 from inspect import signature
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from anomalib.metrics import Evaluator
 from anomalib.visualization import ImageVisualizer, Visualizer
-from torch import nn
+from torch import Tensor, nn
 from torchvision.transforms.v2 import Resize
 
 from anovl_plugin import (
@@ -227,7 +228,7 @@ ADAPTATION = part(
     ("TextAdapter", "LinearAdapter"),
     ({"class_path": "TextAdapter", "init_args": {"steps": 2}},),
     "must be an instance of Adaptation or name its class",
-    "try LinearAdapter, TextAdapter, or the class path of your own",
+    "use LinearAdapter, TextAdapter, or the class path of your own",
     "does not accept",
 ).or_none()
 IMAGE_SCORE = part(
@@ -235,17 +236,32 @@ IMAGE_SCORE = part(
     ("global", "map", "both", "GlobalScore", "MapScore", "CombinedScore"),
     ({"class_path": "MapScore", "init_args": {"top_fraction": 1}}, {"class_path": "anovl_plugin.GlobalScore"}),
     "must be one of global, map, both, or an ImageScore",
-    "try CombinedScore, GlobalScore, MapScore, or the class path of your own",
+    "use CombinedScore, GlobalScore, MapScore, or the class path of your own",
     "does not accept",
+    "return a tuple of functions from images to images",
 )
+
+
+@dataclass
+class NamedViews(ImageScore):
+    """Names its views, as settings do, instead of returning functions."""
+
+    image_views: Any = ("flip",)
+
+    def combine(self, class_margins: Tensor, margin_map: Tensor) -> Tensor:  # noqa: ARG002
+        return class_margins
+
+
 # Settings of one score are not those of another.
 IMAGE_SCORE = IMAGE_SCORE._replace(
+    has_type=lambda value, has_type=IMAGE_SCORE.has_type: has_type(value) and not isinstance(value, NamedViews),
     samples=(
         *IMAGE_SCORE.samples,
+        *map(NamedViews, [("flip",), "paper", len, 3, None]),
         "mean",
         {"class_path": "GlobalScore", "init_args": {"top_fraction": 0.1}},
         {"class_path": "MapScore", "init_args": {"views": "paper"}},
-    )
+    ),
 )
 BACKBONE = Kind(
     lambda value: isinstance(value, str),
@@ -272,7 +288,7 @@ BACKBONE = Kind(
 PRETRAINED_OF_DEMO = Kind(
     lambda value: value is None or isinstance(value, str | Path),
     lambda value: value in {None, "laion400m_e32"},
-    ("must be an open_clip tag or the path of a weights file", "leave pretrained at its default"),
+    ("must be an open_clip tag or the path of a weights file", "omit pretrained"),
     ("openai", "laion400m_e32", Path("weights.pt")),
 )
 CLASS_NAME = Kind(
@@ -325,15 +341,13 @@ ADAPTER = {
     "seed": whole_number(0, 2**63 - 1, "must be a whole number of at least 0"),
     "batch_size": whole_number(1, 2**63 - 1, "must be a whole number of at least 1"),
 }
-SWITCH = flag("must be a bool; use True or False")
-SENSITIVITY = number(
-    0, 1, "must be a number from 0 to 1; the default", "must lie in [0, 1]; the default", has_type=is_real
-)
+SWITCH = flag("must be true or false")
+SENSITIVITY = number(0, 1, "must be a number from 0 to 1", has_type=is_real)
 # In float32, which scores are compared in, numbers closer to 0 or 1 than these are 0 or 1.
 THRESHOLD = Kind(
     is_real,
     lambda value: 1e-45 < value < 1 - 3e-8,
-    ("must be a number between 0 and 1, or None", "must lie between 0 and 1, as scores do; leave it out"),
+    ("must be a number between 0 and 1, or None", "must lie between 0 and 1, as scores do; omit it"),
     (1e-6, 1 - 1e-6, np.float32(0.3), 1e-50, 1 - 1e-9),
     (0, 1),
 ).or_none()
@@ -390,7 +404,7 @@ CONTRACTS: dict[Callable, dict[str, Kind]] = {
         "root": Kind(
             lambda value: value is None or isinstance(value, str | Path),
             is_folder_path,
-            ("must be the path of a folder", "use another, or link to it"),
+            ("must be the path of a folder", "use another folder, or link to it"),
             (
                 Path(__file__),
                 f"{__file__}/folder",

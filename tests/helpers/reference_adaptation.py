@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from tests.helpers.reference import softmax
+from tests.helpers.reference_model import softmax
 
 BETAS, EPSILON, DECAY = (0.9, 0.999), 1e-8, 0.01
 

@@ -186,11 +186,11 @@ CONTRADICTIONS = {
     "class_name": ({"class_name": "cable"}, "^class_name is 'cable', but the checkpoint was made with 'bottle'; leave"),
     "domain": (
         {"domain": "texture"},
-        "^domain is 'texture', but the checkpoint was made with 'object'; leave domain out",
+        "^domain is 'texture', but the checkpoint was made with 'object'; omit domain",
     ),
     "prompts": (
         {"prompts": {"extends": "paper", "defects": ["crack"]}},
-        "^prompts is {'normal_states.*, but the checkpoint was made with None; leave prompts out",
+        "^prompts is {'normal_states.*, but the checkpoint was made with None; omit prompts",
     ),
     "image_size": (
         {"image_size": 40},
@@ -203,7 +203,7 @@ CONTRADICTIONS = {
     "tiles_per_side": ({"tiles_per_side": 2}, "^tiles_per_side is 2, but the checkpoint was made with None; leave"),
     "adaptation": (
         {"adaptation": LinearAdapter()},
-        r"^adaptation is LinearAdapter\(steps=5, .*\), but the checkpoint was made with None; leave adaptation out",
+        r"^adaptation is LinearAdapter\(steps=5, .*\), but the checkpoint was made with None; omit adaptation",
     ),
     "backbone": ({"backbone": "anovl-demo"}, "^the checkpoint was made with another CLIP .*'anovl-demo'"),
 }
@@ -335,7 +335,7 @@ def test_a_different_post_processor_is_an_error(plain, bare, tmp_path):
 
 def test_a_different_pre_processor_is_an_error(plain, bare, tmp_path):
     other = PreProcessor(Compose([Resize([32, 32], antialias=True), Normalize([0.5] * 3, [0.5] * 3)]))
-    with pytest.raises(CheckpointError, match=r"^pre_processor is not the checkpoint's; leave it out, or change it on"):
+    with pytest.raises(CheckpointError, match=r"^pre_processor is not the checkpoint's; omit it, or change it on"):
         run_predict(AnoVL(pre_processor=other), tmp_path, data_path=bare, ckpt_path=plain.path)
 
 

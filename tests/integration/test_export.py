@@ -25,7 +25,7 @@ from tests.helpers.tolerances import EXACT, EXPORTED
 FIELDS = ("pred_score", "anomaly_map", "pred_label", "pred_mask")
 
 
-class Look(NamedTuple):
+class Tested(NamedTuple):
     """A tested model, and the engine's predictions for images without labels, one by one."""
 
     model: AnoVL
@@ -34,9 +34,9 @@ class Look(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def look(tmp_path_factory):
+def evaluate(tmp_path_factory):
     """Return a function that tests a model on bottles, then predicts photographs of several sizes."""
-    root = tmp_path_factory.mktemp("look")
+    root = tmp_path_factory.mktemp("export")
     bottles = image_datasets.MVTecAD(
         image_datasets.write_mvtec(root / "data"), "bottle", eval_batch_size=4, num_workers=0
     )
@@ -45,17 +45,17 @@ def look(tmp_path_factory):
     for path, (height, width) in zip(photographs, [(70, 90), (200, 131), (24, 32)], strict=True):
         Image.fromarray(np.stack([data.brick()[:height, :width]] * 3, axis=-1)).save(path)
 
-    def test_and_predict(model: AnoVL) -> Look:
+    def test_and_predict(model: AnoVL) -> Tested:
         run_test(model, root / "results", bottles)
         found = quiet_engine(root).predict(model, data_path=photographs[0].parent, return_predictions=True)
-        return Look(model, photographs, [gather([batch]) for batch in found])
+        return Tested(model, photographs, [gather([batch]) for batch in found])
 
     return test_and_predict
 
 
 @pytest.fixture(scope="module")
-def tested(make, look):
-    return look(make())
+def tested(make, evaluate):
+    return evaluate(make())
 
 
 def of_torch(path: Path) -> Callable[[Path], dict]:
@@ -133,9 +133,9 @@ def test_takes_batches_of_any_size(tested, exported):
             assert_close(torch.from_numpy(found[name]), getattr(expected, name), **EXPORTED)
 
 
-def test_tiles_and_views_and_fixed_thresholds_are_exported(make, look, tmp_path):
+def test_tiles_and_views_and_fixed_thresholds_are_exported(make, evaluate, tmp_path):
     post_processor = ZeroShotPostProcessor(image_threshold=0.4, pixel_threshold=0.6)
-    tested = look(
+    tested = evaluate(
         make(
             tiles_per_side=1,
             image_score=CombinedScore(["image", "flip"]),

@@ -220,9 +220,11 @@ def test_components_can_be_replaced(make, bottles, tmp_path):
     model = make(pre_processor=pre, post_processor=post, evaluator=judge, visualizer=drawer)
     assert (model.pre_processor, model.post_processor, model.evaluator, model.visualizer) == (pre, post, judge, drawer)
     assert set(run_test(model, tmp_path, bottles())) == {"only_AUROC"}
-    usual = run_predict(make(post_processor=PostProcessor(enable_normalization=False)), tmp_path, datamodule=bottles())
+    default = run_predict(
+        make(post_processor=PostProcessor(enable_normalization=False)), tmp_path, datamodule=bottles()
+    )
     other = run_predict(model, tmp_path, datamodule=bottles())
-    assert not torch.equal(usual.score, other.score)
+    assert not torch.equal(default.score, other.score)
 
 
 def test_components_can_be_switched_off(make, bottles, tmp_path):
@@ -236,16 +238,16 @@ def test_components_can_be_switched_off(make, bottles, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def usual(weights_of, bare, tmp_path_factory):
-    """Predict in single precision, to compare with, and give the text bank's states too."""
+def single_precision(weights_of, bare, tmp_path_factory):
+    """Return predictions in single precision, to compare with, and the text bank's state embeddings."""
     model = AnoVL("tiny-square", pretrained=weights_of("tiny-square"), class_name="bolt", visualizer=False)
-    found = run_predict(model, tmp_path_factory.mktemp("usual"), data_path=bare)
+    found = run_predict(model, tmp_path_factory.mktemp("single_precision"), data_path=bare)
     return found, model.model.text_bank.state_embeddings
 
 
 @pytest.mark.parametrize("precision", ["32-true", "64-true", "16-true", "bf16-true", "bf16-mixed"])
-def test_precision(precision, make, usual, bare, bottles, tmp_path):
-    model, (expected, states) = make(class_name="bolt"), usual
+def test_precision(precision, make, single_precision, bare, bottles, tmp_path):
+    model, (expected, states) = make(class_name="bolt"), single_precision
     batches = quiet_engine(tmp_path, precision=precision).predict(model, data_path=bare, return_predictions=True)
     found = gather(batches)
     assert found.score.dtype == found.map.dtype == model.model.text_bank.state_embeddings.dtype == torch.float32

@@ -14,7 +14,7 @@ import torch
 from torch.testing import assert_close
 
 from anovl_plugin.torch_model import AnoVLModel
-from tests.helpers import reference
+from tests.helpers import reference_model
 from tests.helpers.architectures import ARCHITECTURES, TINY
 from tests.helpers.tolerances import REFERENCE
 
@@ -67,7 +67,9 @@ def test_the_older_package_was_really_used(results):
 @pytest.mark.parametrize("name", TINY)
 def test_both_paths_equal_the_reference_and_that_open_clip(name, results, weights_of):
     found = results[name]
-    image, local = reference.vision_tokens(reference.load(name, weights_of(name))[0].visual, found["images"])
+    image, local = reference_model.vision_tokens(
+        reference_model.load(name, weights_of(name))[0].visual, found["images"]
+    )
     assert_close(found["image"], found["open_clip"], **REFERENCE)
     assert_close(found["image"], image.float(), **REFERENCE)
     assert_close(found["local"], local.float(), **REFERENCE)

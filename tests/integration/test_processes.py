@@ -31,23 +31,23 @@ def surfaces(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def usual(surfaces, tmp_path_factory):
-    """Metrics of one process in single precision."""
-    return run_test(brick_model(), tmp_path_factory.mktemp("usual"), surfaces())
+def single_process(surfaces, tmp_path_factory):
+    """Return the metrics of one process in single precision."""
+    return run_test(brick_model(), tmp_path_factory.mktemp("single_process"), surfaces())
 
 
 def brick_model() -> AnoVL:
     return AnoVL("anovl-demo", domain="texture", visualizer=False)
 
 
-def test_two_processes_give_the_same_as_one(usual, surfaces, tmp_path):
+def test_two_processes_give_the_same_as_one(single_process, surfaces, tmp_path):
     # 45 images, which two processes cannot share evenly.
     command = f"anomalib test --config {ROOT}/configs/demo.yaml --data.root {surfaces().root} --trainer.accelerator cpu"
     done = run(shlex.split(f"{command} --trainer.devices 2 --trainer.strategy ddp"), tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     shown = dict(re.findall(r"(\w+_(?:AUROC|F1Score))\W+([\d.]+)", done.stdout))
     for name in METRICS:
-        assert float(shown[name]) == pytest.approx(usual[name], **METRIC)
+        assert float(shown[name]) == pytest.approx(single_process[name], **METRIC)
     pictures = [path.relative_to(tmp_path) for path in tmp_path.rglob("images/*/*.png")]
     tested = list(surfaces().root.rglob("test/*/*.png"))
     assert sorted("/".join(path.parts[-2:]) for path in pictures) == sorted("/".join(p.parts[-2:]) for p in tested)
@@ -127,7 +127,7 @@ def test_when_images_are_shared_out(size, chosen, predicting, shared):
     assert (UnpaddedEvaluationSampler().change_loader(loader, trainer) is not loader) == shared
 
 
-def test_half_precision(usual, surfaces, tmp_path):
+def test_half_precision(single_process, surfaces, tmp_path):
     metrics, maps = {}, {}
     for precision in ("32-true", "bf16-mixed"):
         engine = quiet_engine(tmp_path / precision, precision=precision)
@@ -137,7 +137,7 @@ def test_half_precision(usual, surfaces, tmp_path):
         engine = quiet_engine(tmp_path / precision, precision=precision)
         maps[precision] = engine.predict(bare, data_path=images, return_predictions=True)
     for name in ("image_AUROC", "pixel_AUROC"):
-        assert metrics["bf16-mixed"][name] == pytest.approx(usual[name], abs=0.005)
+        assert metrics["bf16-mixed"][name] == pytest.approx(single_process[name], abs=0.005)
     full, half = (torch.cat([batch.anomaly_map for batch in maps[precision]]) for precision in maps)
     assert_close(half, full, **HALF_PRECISION)
     assert not torch.equal(half, full)
@@ -145,12 +145,12 @@ def test_half_precision(usual, surfaces, tmp_path):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])
-def test_half_precision_on_a_gpu(precision, usual, surfaces, tmp_path):
+def test_half_precision_on_a_gpu(precision, single_process, surfaces, tmp_path):
     engine = quiet_engine(tmp_path, precision=precision)
     engine._cache.args["accelerator"] = "gpu"
     (metrics,) = engine.test(brick_model(), datamodule=surfaces(), verbose=False)
     for name in ("image_AUROC", "pixel_AUROC"):
-        assert metrics[name] == pytest.approx(usual[name], abs=0.005)
+        assert metrics[name] == pytest.approx(single_process[name], abs=0.005)
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def test_docstring_describes_the_arguments_in_their_order(kind):
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in DOCUMENTED for name in signature(kind).parameters])
 def test_description_is_a_sentence_that_states_default_and_range(kind, name):
     text = described(kind)[name]
-    found = re.match(r"[A-Z].*\b(?:Default:|Defaults to) (.*)\.$", text)
+    found = re.match(r"[A-Z].*\bDefault: (.*)\.$", text)
     assert found, text
     default = defaults_of(kind)[name]
     # None and booleans are put into words.

@@ -166,7 +166,7 @@ def test_two_classes_of_one_name_need_a_path():
         return Twin
 
     twins = define("here"), define("there")
-    message = f"paint_job is 'Twin', but {__name__}.here.Twin and {__name__}.there.Twin have that name; give the class"
+    message = f"paint_job is 'Twin', but {__name__}.here.Twin and {__name__}.there.Twin have that name; use the class"
     assert error_of(ValueError, "Twin", PaintJob).startswith(message)
     assert type(from_config(f"{__name__}.there.Twin", PaintJob)) is twins[1]
 
@@ -176,7 +176,7 @@ def test_two_classes_of_one_name_need_a_path():
 
 @pytest.mark.parametrize("value", [5, 2.5, True, b"TextAdapter", ["TextAdapter"], TextAdapter, Path("x")], ids=repr)
 def test_other_types_are_rejected(value):
-    message = f"adaptation is {value!r}, but must be an instance of Adaptation or name its class; try {CHOICES}"
+    message = f"adaptation is {value!r}, but must be an instance of Adaptation or name its class; use {CHOICES}"
     assert error_of(TypeError, value) == message
 
 
@@ -185,12 +185,12 @@ def test_other_types_are_rejected(value):
 )
 def test_mappings_with_other_keys_are_rejected(value):
     message = f"adaptation is {value!r}, but its keys must be class_path and, for the settings, init_args; "
-    assert error_of(ValueError, value) == f"{message}for class_path, try {CHOICES}"
+    assert error_of(ValueError, value) == f"{message}for class_path, use {CHOICES}"
 
 
 @pytest.mark.parametrize("value", [None, 3, TextAdapter, ["TextAdapter"]], ids=repr)
 def test_a_class_path_must_be_a_string(value):
-    message = f"class_path of adaptation is {value!r}, but must be a string; try {CHOICES}"
+    message = f"class_path of adaptation is {value!r}, but must be a string; use {CHOICES}"
     assert error_of(TypeError, {"class_path": value}) == message
 
 
@@ -204,7 +204,7 @@ def test_arguments_must_be_a_mapping(value):
 @pytest.mark.parametrize("allow_import", [True, False])
 def test_an_unknown_name_is_rejected(path, allow_import):
     message = error_of(ValueError, path, allow_import=allow_import)
-    pattern = rf"^adaptation is '.*, but no imported class has that name; try {CHOICES}$"
+    pattern = rf"^adaptation is '.*, but no imported class has that name; use {CHOICES}$"
     assert re.match(pattern, message)
 
 
@@ -221,7 +221,7 @@ def test_an_unknown_name_is_rejected(path, allow_import):
     ],
 )
 def test_a_path_that_leads_nowhere_is_rejected(path, cause):
-    pattern = rf"^adaptation is '{re.escape(path)}', but importing it failed: {cause}; try {CHOICES}$"
+    pattern = rf"^adaptation is '{re.escape(path)}', but importing it failed: {cause}; use {CHOICES}$"
     assert re.match(pattern, error_of(ValueError, path))
 
 
@@ -229,7 +229,7 @@ def test_a_path_that_leads_nowhere_is_rejected(path, cause):
     "path", ["anovl_plugin.TextBank", "anovl_plugin.scoring.adaptation.soft_label_loss", "math.pi", "os.path"]
 )
 def test_a_path_to_something_else_is_rejected(path):
-    message = f"adaptation is {path!r}, which is not a subclass of Adaptation; try {CHOICES}"
+    message = f"adaptation is {path!r}, which is not a subclass of Adaptation; use {CHOICES}"
     assert error_of(ValueError, path) == message
 
 
@@ -244,7 +244,7 @@ def test_an_abstract_class_is_rejected(path):
 def test_the_argument_is_named_after_the_base():
     message = error_of(ValueError, "Nope", PaintJob)
     assert message.startswith(
-        "paint_job is 'Nope', but no imported class has that name; try the class path of your own subclass"
+        "paint_job is 'Nope', but no imported class has that name; use the class path of your own subclass"
     )
 
 

@@ -155,7 +155,7 @@ def test_a_class_of_the_package_is_found_before_it_is_imported():
 def test_an_import_that_fails_ends_in_one_line(module, name, body, cause):
     module(name, body)
     message = error_of(ValueError, f"{name}.Adapter")
-    assert re.match(rf"^adaptation is '{name}\.Adapter', but importing it failed: {cause}; try {CHOICES}$", message)
+    assert re.match(rf"^adaptation is '{name}\.Adapter', but importing it failed: {cause}; use {CHOICES}$", message)
 
 
 def test_an_interrupted_import_is_not_swallowed(module):

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from anovl_plugin.torch_model import AnoVLModel, NonFiniteImageError
 from anovl_plugin.vision.backbone import load_backbone
-from tests.helpers import reference
+from tests.helpers import reference_model
 from tests.helpers.architectures import TINY
 from tests.helpers.random_tensors import images_for
 from tests.helpers.tolerances import HALF_PRECISION, REFERENCE
@@ -32,20 +32,20 @@ def test_scores_and_maps_equal_the_reference(name, weights_of):
     model = AnoVLModel(name, pretrained=weights_of(name), class_name="bottle")
     images = images_for(model, 2)
     result = model(images)
-    scores, maps = reference.published(name, weights_of(name), images, "bottle")
+    scores, maps = reference_model.published_probabilities(name, weights_of(name), images, "bottle")
     assert result.pred_score.dtype == result.anomaly_map.dtype == torch.float32
-    assert_close(result.pred_score, reference.shown(scores, name, weights_of(name)).float(), **REFERENCE)
-    assert_close(result.anomaly_map, reference.shown(maps, name, weights_of(name)).float(), **REFERENCE)
+    assert_close(result.pred_score, reference_model.displayed(scores, name, weights_of(name)).float(), **REFERENCE)
+    assert_close(result.anomaly_map, reference_model.displayed(maps, name, weights_of(name)).float(), **REFERENCE)
 
 
 @pytest.mark.parametrize(("class_name", "domain"), [("leather", "auto"), ("metal_nut", "texture")])
 def test_class_and_domain_reach_the_prompts(own, weights_of, class_name, domain):
     own.build_text_bank(class_name, domain)
     images, source = images_for(own, 1), ("tiny-square", weights_of("tiny-square"))
-    scores, maps = reference.published(*source, images, class_name, domain)
+    scores, maps = reference_model.published_probabilities(*source, images, class_name, domain)
     result = own(images)
-    assert_close(result.pred_score, reference.shown(scores, *source).float(), **REFERENCE)
-    assert_close(result.anomaly_map, reference.shown(maps, *source).float(), **REFERENCE)
+    assert_close(result.pred_score, reference_model.displayed(scores, *source).float(), **REFERENCE)
+    assert_close(result.anomaly_map, reference_model.displayed(maps, *source).float(), **REFERENCE)
 
 
 def test_shapes_and_range(square):

@@ -42,7 +42,7 @@ def image_auroc(model: AnoVLModel, data: TestSet) -> float:
 
 @torch.inference_mode()
 def measure(models: dict[str, AnoVLModel], category: Category, root: Path, seed: int) -> dict[str, float]:
-    """Return the AUROCs of one category of one seed's data, in [0, 1], by the name of the row."""
+    """Return the AUROCs of one category in one seed's data, each in [0, 1], by the name of their row."""
     for model in models.values():
         model.build_text_bank(category, "texture")
     model = models["single view"]

@@ -26,12 +26,12 @@ from anovl_plugin.vision.value_attention import original_forward
 
 
 class Auroc(NamedTuple):
-    """AUROC of one category, each in [0, 1].
+    """Results for one category, each in [0, 1].
 
     Attributes:
-        image: Of images, scored by the class token.
-        pixel: Of pixels, scored by the value-wise path's patch tokens.
-        original: Of pixels, scored by the original path's patch tokens.
+        image: AUROC of images, scored by the class token.
+        pixel: AUROC of pixels, scored by the value-wise path's patch tokens.
+        original: AUROC of pixels, scored by the original path's patch tokens.
     """
 
     image: float

@@ -66,7 +66,7 @@ def make_image(surface: str, seed: int) -> LargeImage:
 
 
 @torch.inference_mode()
-def map_of(model: AnoVL, image: LargeImage) -> Tensor:
+def compute_map(model: AnoVL, image: LargeImage) -> Tensor:
     """Return the map (H', W') of an image, as the engine computes it."""
     pixels = torch.from_numpy(image.pixels).permute(2, 0, 1)[None]
     pre_processor: Any = model.pre_processor
@@ -82,7 +82,7 @@ def peak_is_on(anomaly_map: Tensor, mask: np.ndarray) -> bool:
 
 
 def pixel_auroc(anomaly_map: Tensor, mask: np.ndarray) -> float:
-    """Return the AUROC of the pixels of a map, with the mask resized to it; NaN if no pixel of it is on the defect."""
+    """Return the AUROC of the pixels of a map, with the mask resized to it; NaN if that leaves nothing of the mask."""
     target = resize(torch.from_numpy(mask)[None].float(), list(anomaly_map.shape), antialias=True)[0] > 0.5
     return binary_auroc(anomaly_map, target.int()).item() if target.any() else float("nan")
 
@@ -126,14 +126,14 @@ def main() -> None:
             maps = {}
             for count, model in models.items():
                 model.model.build_text_bank(surface, "texture")
-                maps[count] = map_of(model, image)
+                maps[count] = compute_map(model, image)
                 hits[count].append(peak_is_on(maps[count], image.mask))
                 aurocs[count].append(pixel_auroc(maps[count], image.mask))
             if args.figure and len(hits[None]) == 1:
                 draw(image, {"resized whole": maps[None], "16 tiles per side": maps[16]}, args.figure)
     table = Table("tiles per side", "map, pixels", "highest pixel on the hole", "pixel AUROC, mean")
     for count, found in hits.items():
-        height, width = map_of(models[count], image).shape
+        height, width = compute_map(models[count], image).shape
         size, auroc = f"{width} × {height}", np.mean(aurocs[count])
         table.add_row(str(count or "none"), size, f"{sum(found)} of {len(found)}", f"{auroc:.3f}")
     Console().print(table)

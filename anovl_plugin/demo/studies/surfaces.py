@@ -1,7 +1,7 @@
 """Procedural surfaces and objects, on which the package's small CLIP is trained.
 
-Every family draws a square image from a seeded generator, and lists the nouns that captions may use for it. No
-photograph is used in this file.
+Each family draws a square image with a random generator, and lists the nouns that captions may use for it. No
+photograph is used.
 
 Images are float32 arrays of shape (S, S, 3) in [0, 1].
 """
@@ -178,7 +178,7 @@ def outline(size: int, rng: Generator) -> Image:
 
 
 def object_image(size: int, rng: Generator) -> Image:
-    """Return one or four equal parts on an almost uniform background, with shading."""
+    """Return a part, or four equal ones, on an almost uniform background, with shading."""
     ground = colorize(plain_surface(size, rng), rng)
     body_kinds = (plain_surface, smooth_surface, woven_surface, wooden_surface)
     body = colorize(body_kinds[rng.integers(len(body_kinds))](size, rng), rng)
@@ -241,9 +241,9 @@ def draw_surface(family: str, size: int, rng: Generator) -> Image:
     Returns:
         Image (size, size, 3), float32 in [0, 1].
     """
-    # A wide power-law shadow over the whole image, because real light is never uniform.
     pattern = FAMILIES[family].draw(size, rng)
     image = colorize(pattern, rng) if pattern.ndim == 2 else pattern
+    # Real light is never uniform.
     shadow = 1 + rng.uniform(0, 0.4) * (power_law_noise(size, rng, 2.0) - 0.5)
     grain = rng.normal(0, rng.uniform(0, 0.04), (size, size, 1))
     blur = rng.uniform(0, 0.8)

@@ -149,8 +149,8 @@ def test_damaged_file_is_named(tmp_path):
         read_image(tmp_path / "image.png")
 
 
-def write_usual_files(folder) -> dict:
-    """Write files that anomalib reads right and return their paths."""
+def write_8_bit_files(folder) -> dict:
+    """Write files that anomalib reads correctly and return their paths."""
     images = {
         "gray.png": Image.fromarray(GRAY),
         "color.jpg": Image.fromarray(COLOR),
@@ -168,8 +168,8 @@ def write_usual_files(folder) -> dict:
     return {name: folder / name for name in images}
 
 
-def test_usual_files_are_left_to_anomalib(tmp_path):
-    for path in write_usual_files(tmp_path).values():
+def test_8_bit_files_are_left_to_anomalib(tmp_path):
+    for path in write_8_bit_files(tmp_path).values():
         assert read_header(path) == Header(is_deep=False, is_rotated=False), path
         assert torch.equal(read_image(path), read_image_of_8_bits(path, as_tensor=True).as_subclass(Tensor))
 

@@ -134,7 +134,7 @@ def test_images_are_the_same_in_every_folder(root, tmp_path):
 def test_written_masks_are_exact(category, root):
     pixels = photograph(category)
     for kind in DEFECT_KINDS:
-        rng = datamodule.seeded(category, kind, 0, datamodule.SEED)
+        rng = datamodule.generator_of(category, kind, 0, datamodule.SEED)
         crop = datamodule.crop_photograph(pixels, PHOTOGRAPHS[category], "test", rng)
         abnormal = io.imread(root / category / "test" / kind / "000.png")
         mask = io.imread(root / category / "ground_truth" / kind / "000_mask.png")

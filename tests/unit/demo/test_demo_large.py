@@ -12,8 +12,8 @@ from anovl_plugin.demo.studies.large import (
     SURFACES,
     WIDTH,
     LargeImage,
+    compute_map,
     make_image,
-    map_of,
     peak_is_on,
 )
 
@@ -51,5 +51,5 @@ def test_tiles_find_what_the_resized_image_does_not_show():
     for count in (None, 8):
         model = AnoVL("anovl-demo", class_name="brick", domain="texture", tiles_per_side=count)
         model.build_text_bank()
-        found[count] = peak_is_on(map_of(model, LargeImage(*image)), image.mask)
+        found[count] = peak_is_on(compute_map(model, LargeImage(*image)), image.mask)
     assert found == {None: False, 8: True}

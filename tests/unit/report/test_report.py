@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from anovl_plugin.report.__main__ import main
-from anovl_plugin.report.plots import SHOWN, draw_categories, draw_speed
+from anovl_plugin.report.plots import PLOTTED, draw_categories, draw_speed
 from anovl_plugin.report.results import MEASURES, ReportError, label_models, read_results
 from anovl_plugin.report.tables import NOTE, make_grids, print_grid, to_markdown, to_wide
 
@@ -241,7 +241,7 @@ def drawn(write):
 
 def test_plot_of_speed_has_a_marker_for_each_model(drawn):
     figure = draw_speed("MVTecAD", drawn)
-    assert len(figure.axes) == len(SHOWN)
+    assert len(figure.axes) == len(PLOTTED)
     for axes, accuracy in zip(figure.axes, (75, 65), strict=True):
         assert "[s]" in axes.get_xlabel()
         assert "[%]" in axes.get_ylabel()
@@ -254,7 +254,7 @@ def test_plot_of_speed_has_a_marker_for_each_model(drawn):
 
 def test_plot_of_categories_has_a_bar_or_a_dash_for_each_result(drawn):
     figure = draw_categories("MVTecAD", drawn)
-    for axes, measure in zip(figure.axes, SHOWN, strict=True):
+    for axes, measure in zip(figure.axes, PLOTTED, strict=True):
         assert axes.get_ylabel() == measure.title
         assert [text.get_text() for text in axes.texts] == ["–"]
         hatches = [bars[0].get_hatch() for bars in axes.containers]

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from anovl_plugin import Adaptation, AnoVL, AnoVLModel, LinearAdapter, TextAdapter
 from anovl_plugin.scoring.image_score import CombinedScore, GlobalScore, MapScore
 from anovl_plugin.scoring.scores import map_score, to_probability
-from tests.helpers import image_datasets, reference, reference_adaptation
+from tests.helpers import image_datasets, reference_adaptation, reference_model
 from tests.helpers.adaptations import Center, Watch
 from tests.helpers.commands import run
 from tests.helpers.engine_runs import assert_same, quiet_engine, run_predict, run_test
@@ -46,14 +46,14 @@ def bottles(data, eval_batch_size=4):
 
 def reference_map(kind, source, images, class_name, **options):
     """Return the displayed map after adaptation, (B, 1, H, W), from the slow references alone."""
-    clip, _ = reference.load(*source)
-    states, prompts = reference.text_bank(*source, class_name)
+    clip, _ = reference_model.load(*source)
+    states, prompts = reference_model.text_bank(*source, class_name)
     maps = []
-    for local in reference.vision_tokens(clip.visual, images)[1]:
+    for local in reference_model.vision_tokens(clip.visual, images)[1]:
         tokens = reference_adaptation.adapted(kind, local, states, prompts, **options)
-        values = [reference.p_abnormal(token, states) for token in tokens]
-        maps.append(reference.map_of(values, (4, 4), (32, 32)))
-    return reference.shown(torch.stack(maps).unsqueeze(1), *source)
+        values = [reference_model.p_abnormal(token, states) for token in tokens]
+        maps.append(reference_model.smooth_map(values, (4, 4), (32, 32)))
+    return reference_model.displayed(torch.stack(maps).unsqueeze(1), *source)
 
 
 @both

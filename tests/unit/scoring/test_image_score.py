@@ -1,4 +1,4 @@
-"""What scores an image: its global token over views, its map, or both, against the slow references."""
+"""What scores an image: its class token over views, its map, or both, against the slow references."""
 
 import re
 from copy import deepcopy
@@ -18,7 +18,7 @@ from anovl_plugin.scoring.image_score import CombinedScore, GlobalScore, ImageSc
 from anovl_plugin.scoring.scores import check_fraction, map_score
 from anovl_plugin.torch_model import AnoVLModel
 from anovl_plugin.vision import image_tower
-from tests.helpers import image_datasets, reference, reference_views
+from tests.helpers import image_datasets, reference_model, reference_views
 from tests.helpers.engine_runs import assert_same, run_predict, run_test
 from tests.helpers.random_tensors import noise
 from tests.helpers.tolerances import FLOAT32, HALF_PRECISION, REFERENCE
@@ -66,9 +66,9 @@ def images():
 @pytest.fixture(scope="module")
 def score_view(source):
     """Return the reference's p(abnormal) of one image or view (3, 32, 32)."""
-    states, _ = reference.text_bank(*source, "bottle")
-    vision = reference.Vision(reference.load(*source)[0].visual)
-    return lambda view: reference.p_abnormal(vision(view)[0], states)
+    states, _ = reference_model.text_bank(*source, "bottle")
+    vision = reference_model.Vision(reference_model.load(*source)[0].visual)
+    return lambda view: reference_model.p_abnormal(vision(view)[0], states)
 
 
 @pytest.fixture(scope="module")
@@ -79,12 +79,12 @@ def over_the_papers_views(score_view, images):
 
 @pytest.fixture(scope="module")
 def published(source, images):
-    return reference.published(*source, images, "bottle")
+    return reference_model.published_probabilities(*source, images, "bottle")
 
 
 @pytest.fixture
-def traffic(monkeypatch):
-    """Return a function that returns the batch sizes of all calls, with and without the value-wise path."""
+def batch_sizes(monkeypatch):
+    """Return two lists that fill with the batch sizes of all calls, with and without the value-wise path."""
     two_paths, original = [], []
 
     def spy_on(name, calls):
@@ -98,7 +98,7 @@ def traffic(monkeypatch):
 
     spy_on("value_wise_forward", two_paths)
     spy_on("class_token_forward", original)
-    return lambda _: (two_paths, original)
+    return two_paths, original
 
 
 @pytest.mark.parametrize("size", [(1, 1), (4, 4), (7, 9), (32, 32)])
@@ -151,7 +151,7 @@ def test_a_fraction_from_0_to_1_is_valid(fraction):
 
 
 def test_the_papers_score_is_the_reference_over_22_views(make, source, images, over_the_papers_views):
-    expected = reference.shown(over_the_papers_views, *source).float()
+    expected = reference_model.displayed(over_the_papers_views, *source).float()
     result = make(image_score=GlobalScore("paper"))(images)
     assert result.pred_score.dtype == torch.float32
     assert_close(result.pred_score, expected, **REFERENCE)
@@ -160,7 +160,7 @@ def test_the_papers_score_is_the_reference_over_22_views(make, source, images, o
 
 
 def test_a_single_view_is_the_reference_of_the_image_alone(make, source, images, published):
-    expected = reference.shown(published[0], *source).float()
+    expected = reference_model.displayed(published[0], *source).float()
     for views in ("single", ["image"], ["image"] * 3):
         assert_close(make(image_score=GlobalScore(views))(images).pred_score, expected, **REFERENCE)
 
@@ -177,7 +177,7 @@ def test_own_views_are_averaged_wherever_the_image_stands(place, make, source, i
     ]
     expected = [sum(score_view(transform(image.double())) for transform in transforms) / 4 for image in images]
     score = make(image_score=GlobalScore(views))(images).pred_score
-    assert_close(score, reference.shown(torch.tensor(expected), *source).float(), **REFERENCE)
+    assert_close(score, reference_model.displayed(torch.tensor(expected), *source).float(), **REFERENCE)
 
 
 @pytest.mark.parametrize(("views", "weights"), [(["flip"], (0, 1)), (["image", "flip", "image"], (2, 1))])
@@ -185,14 +185,14 @@ def test_each_view_counts_as_often_as_it_is_listed(views, weights, make, source,
     pairs = [(score_view(image.double()), score_view(reference_views.flipped(image))) for image in images]
     expected = [(weights[0] * itself + weights[1] * flipped) / sum(weights) for itself, flipped in pairs]
     score = make(image_score=GlobalScore(views))(images).pred_score
-    assert_close(score, reference.shown(torch.tensor(expected), *source).float(), **REFERENCE)
+    assert_close(score, reference_model.displayed(torch.tensor(expected), *source).float(), **REFERENCE)
 
 
 @pytest.mark.parametrize("fraction", FRACTIONS)
 def test_the_map_scores_the_image(fraction, make, source, images, published):
     expected = torch.tensor([mean_of_highest(each, fraction) for each in published[1]])
     score = make(image_score=MapScore(fraction))(images).pred_score
-    assert_close(score, reference.shown(expected, *source).float(), **REFERENCE)
+    assert_close(score, reference_model.displayed(expected, *source).float(), **REFERENCE)
 
 
 @pytest.mark.parametrize("fraction", [0, 0.1])
@@ -200,7 +200,7 @@ def test_the_map_scores_the_image(fraction, make, source, images, published):
 def test_both_is_the_mean_of_token_and_map(views, fraction, make, source, images, published, over_the_papers_views):
     of_token = published[0] if views == "single" else over_the_papers_views
     of_map = torch.tensor([mean_of_highest(each, fraction) for each in published[1]])
-    expected = reference.shown((of_token + of_map) / 2, *source).float()
+    expected = reference_model.displayed((of_token + of_map) / 2, *source).float()
     score = make(image_score=CombinedScore(views, fraction))(images).pred_score
     assert_close(score, expected, **REFERENCE)
 
@@ -216,7 +216,7 @@ def test_the_map_is_of_the_image_alone(views, score, make, images, source, publi
     scores = {"global": GlobalScore(views), "map": MapScore(0.1), "both": CombinedScore(views, 0.1)}
     found = make(image_score=scores[score])(images).anomaly_map
     assert torch.equal(found, make()(images).anomaly_map)
-    assert_close(found, reference.shown(published[1], *source).float(), **REFERENCE)
+    assert_close(found, reference_model.displayed(published[1], *source).float(), **REFERENCE)
 
 
 @pytest.mark.parametrize(
@@ -231,10 +231,9 @@ def test_the_map_is_of_the_image_alone(views, score, make, images, source, publi
         ({"image_score": "map"}, []),
     ],
 )
-def test_other_views_run_the_original_path_only(options, lengths, make, images, traffic):
-    model = deepcopy(make(**options))
-    two_paths, original = traffic(model)
-    model(images)
+def test_other_views_run_the_original_path_only(options, lengths, make, images, batch_sizes):
+    two_paths, original = batch_sizes
+    make(**options)(images)
     assert two_paths == [3]
     assert original == lengths
 
@@ -277,6 +276,30 @@ def test_views_fit_a_tower_that_is_not_square(weights_of):
     result = model(noise(2, 3, 32, 48))
     assert result.pred_score.shape == (2,)
     assert result.pred_score.isfinite().all()
+
+
+@dataclass
+class Viewing(ImageScore):
+    """Averages over the views that it is told to."""
+
+    image_views: object = ()
+
+    def combine(self, class_margins, margin_map):  # noqa: ARG002
+        return class_margins
+
+
+@pytest.mark.parametrize("views", [("flip",), "flip", [torch.flip, "image"], 3, None])
+def test_views_that_are_not_functions_are_an_error(views, make):
+    message = (
+        rf"^image_score is Viewing\(.*\), but its image_views are {re.escape(repr(views)[:20])}.*; return a tuple of"
+    )
+    with pytest.raises(TypeError, match=message):
+        make(image_score=Viewing(views))
+
+
+def test_views_of_ones_own(make, images):
+    score = make(image_score=Viewing([lambda images: images.flip(-1)]))(images).pred_score
+    assert torch.equal(score, make(image_score=GlobalScore(["flip"]))(images).pred_score)
 
 
 @dataclass

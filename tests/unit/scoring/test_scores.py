@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from anovl_plugin.scoring.scores import abnormality_margin, margin_map, to_probability
-from tests.helpers import reference
+from tests.helpers import reference_model
 from tests.helpers.random_tensors import noise
 from tests.helpers.tolerances import FLOAT32
 
@@ -26,7 +26,7 @@ def states_of(width, seed=1):
 @pytest.mark.parametrize("length", [1e-3, 1.0, 1e3])
 def test_margin_is_the_reference_probability_less_a_half(length):
     features, states = length * noise(2, 7, 24), states_of(24)
-    expected = torch.tensor([[reference.p_abnormal(token, states) for token in row] for row in features])
+    expected = torch.tensor([[reference_model.p_abnormal(token, states) for token in row] for row in features])
     margins = abnormality_margin(features, states)
     assert margins.dtype == torch.float32
     assert_close(0.5 + margins, expected, **FLOAT32)
@@ -62,7 +62,7 @@ def test_autocast_does_not_touch_the_scores():
 @pytest.mark.parametrize(("grid_size", "image_size"), GRIDS)
 def test_map_is_the_reference_map(grid_size, image_size):
     margins = 0.1 * noise(2, grid_size[0] * grid_size[1])
-    expected = torch.stack([reference.map_of(row, grid_size, image_size) for row in margins.tolist()])
+    expected = torch.stack([reference_model.smooth_map(row, grid_size, image_size) for row in margins.tolist()])
     result = margin_map(margins, grid_size, image_size)
     assert result.shape == (2, 1, *image_size)
     assert_close(result[:, 0].double(), expected, atol=1e-7, rtol=0)
@@ -125,7 +125,9 @@ def test_shown_map_ranks_pixels_as_the_published_map_does(seed):
         .double()
         .numpy()
     )
-    published = reference.map_of([reference.p_abnormal(token, states) for token in features[0]], (4, 4), (32, 32))
+    published = reference_model.smooth_map(
+        [reference_model.p_abnormal(token, states) for token in features[0]], (4, 4), (32, 32)
+    )
     published = published.flatten().numpy()
     mask = np.random.default_rng(seed).random(1024) < 0.3
     # Two pixels that float32 cannot tell apart may swap ranks, which changes the area by 5e-6.

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anovl_plugin.text.prompts import Prompts, fill_phrase, prompt_ensemble
-from tests.helpers import reference
+from tests.helpers import reference_model
 
 # Written by hand from the published lists. A stands for the article of the phrase P, and X for the state and the class.
 SHAPES = [
@@ -113,8 +113,8 @@ def test_ensemble_is_the_published_list_in_its_order(class_name):
 @pytest.mark.parametrize("class_name", ["bottle", "metal_nut", "wood", "macaroni1", "macaroni2", "pcb4", "a {} b"])
 def test_ensemble_is_the_reference_one(class_name, domain):
     ensemble = prompt_ensemble(class_name, domain)
-    assert ensemble.normal == reference.prompts(class_name, domain, "normal")
-    assert ensemble.abnormal == reference.prompts(class_name, domain, "abnormal")
+    assert ensemble.normal == reference_model.prompts(class_name, domain, "normal")
+    assert ensemble.abnormal == reference_model.prompts(class_name, domain, "abnormal")
 
 
 @pytest.mark.parametrize("class_name", ["bottle", "carpet"])

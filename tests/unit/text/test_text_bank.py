@@ -11,7 +11,7 @@ from anovl_plugin.text.prompts import Prompts, prompt_ensemble
 from anovl_plugin.text.text_bank import TextBank, build_text_banks, hash_prompts, state_embedding
 from anovl_plugin.text.text_tower import PromptTooLongError, TextTower
 from anovl_plugin.vision.backbone import load_backbone
-from tests.helpers import reference
+from tests.helpers import reference_model
 from tests.helpers.architectures import TINY
 
 WITHIN = {"atol": 1e-5, "rtol": 0}
@@ -50,7 +50,7 @@ def filled(square_tower):
 
 
 def test_bank_equals_the_reference(name, tower, weights_of):
-    states, prompts = reference.text_bank(name, weights_of(name), "bottle")
+    states, prompts = reference_model.text_bank(name, weights_of(name), "bottle")
     bank = TextBank()
     bank.build(tower, "bottle")
     assert bank.state_embeddings.shape == (2, states.shape[1])
@@ -61,7 +61,7 @@ def test_bank_equals_the_reference(name, tower, weights_of):
 
 @pytest.mark.parametrize(("class_name", "domain"), [("leather", "auto"), ("metal_nut", "texture")])
 def test_bank_of_other_classes_equals_the_reference(square_tower, weights_of, class_name, domain):
-    states, prompts = reference.text_bank("tiny-square", weights_of("tiny-square"), class_name, domain)
+    states, prompts = reference_model.text_bank("tiny-square", weights_of("tiny-square"), class_name, domain)
     bank = TextBank()
     bank.build(square_tower, class_name, domain)
     assert_close(bank.state_embeddings, states.float(), **WITHIN)

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from anovl_plugin.text.prompts import prompt_ensemble
 from anovl_plugin.text.text_tower import LazyTextTower, TextTower
 from anovl_plugin.vision.backbone import load_backbone
-from tests.helpers import reference
+from tests.helpers import reference_model
 from tests.helpers.architectures import TINY
 
 WITHIN = {"atol": 1e-5, "rtol": 0}
@@ -50,7 +50,7 @@ def record_lengths(tower):
 
 
 def test_embeddings_equal_open_clips_own(name, tower, weights_of):
-    clip, tokenizer = reference.load(name, weights_of(name))
+    clip, tokenizer = reference_model.load(name, weights_of(name))
     with torch.no_grad():
         expected = clip.encode_text(tokenizer(PROMPTS))
     assert_close(tower.encode(PROMPTS), expected.float(), **WITHIN)
@@ -202,7 +202,7 @@ def test_a_lazy_tower_is_loaded_once_and_released(weights_of):
 
 def test_a_tower_that_was_loaded_elsewhere_is_not_loaded_again(square_tower):
     lazy = LazyTextTower(lambda: pytest.fail("the tower was loaded"))
-    lazy.put(square_tower)
+    lazy.set_loaded(square_tower)
     assert lazy.is_loaded
     assert lazy.get() is square_tower
 

@@ -159,9 +159,7 @@ def test_weights_of_another_activation_name_an_architecture_that_exists():
 @pytest.mark.parametrize("pretrained", ["openai", "weights.pt", "", Path("weights.pt")])
 @pytest.mark.parametrize("name", ["anovl-demo", HUB, "local-dir:folder"])
 def test_weights_for_what_brings_its_own(name, pretrained):
-    message = (
-        f"pretrained is {str(pretrained)!r}, but backbone {name!r} brings its own weights; leave pretrained at its"
-    )
+    message = f"pretrained is {str(pretrained)!r}, but backbone {name!r} brings its own weights; omit pretrained"
     assert error_of(name, pretrained).startswith(message)
 
 

@@ -18,7 +18,7 @@ from anovl_plugin.vision import image_tower
 from anovl_plugin.vision.chunks import in_chunks
 from anovl_plugin.vision.tiles import OVERLAP, make_tiler, short_side
 from anovl_plugin.vision.value_attention import value_wise_forward
-from tests.helpers import image_datasets, reference
+from tests.helpers import image_datasets, reference_model
 from tests.helpers.engine_runs import run_predict, run_test
 from tests.helpers.tolerances import EXACT, REFERENCE
 
@@ -48,7 +48,7 @@ def averaged(weights: str, images: Tensor, counts: tuple[int, int]) -> tuple[Ten
     total, seen, scores = torch.zeros(len(images), 1, height, width).double(), torch.zeros(height, width), []
     for y, x in itertools.product(corners(height, counts[0]), corners(width, counts[1])):
         tiles = images[:, :, y : y + TILE, x : x + TILE]
-        score, tile_map = reference.published("tiny-square", weights, tiles, "bottle")
+        score, tile_map = reference_model.published_probabilities("tiny-square", weights, tiles, "bottle")
         total[:, :, y : y + TILE, x : x + TILE] += tile_map.view(len(images), 1, TILE, TILE)
         seen[y : y + TILE, x : x + TILE] += 1
         scores.append(score)
@@ -64,8 +64,8 @@ def test_maps_and_scores_equal_the_reference(tiles_per_side, size, counts, make,
     images, source = pictures(2, *size), ("tiny-square", weights_of("tiny-square"))
     result = make(tiles_per_side=tiles_per_side)(images)
     scores, maps = averaged(source[1], images, counts)
-    assert_close(result.pred_score, reference.shown(scores, *source).float(), **REFERENCE)
-    assert_close(result.anomaly_map, reference.shown(maps, *source).float(), **REFERENCE)
+    assert_close(result.pred_score, reference_model.displayed(scores, *source).float(), **REFERENCE)
+    assert_close(result.anomaly_map, reference_model.displayed(maps, *source).float(), **REFERENCE)
 
 
 @given(st.integers(32, 400), st.integers(32, 400))

@@ -17,14 +17,14 @@ from anovl_plugin.vision.value_attention import (
     embed_patches,
     value_wise_forward,
 )
-from tests.helpers import reference
+from tests.helpers import reference_model
 from tests.helpers.architectures import TINY
 from tests.helpers.random_tensors import images_for
 from tests.helpers.tolerances import FLOAT32, REFERENCE
 
 
-def roughened(module, seed=0):
-    """Copy a module in float32 and disturb all weights, for many are 0 or 1 when they are new."""
+def perturbed(module, seed=0):
+    """Return a copy in float32 with all weights perturbed, because many are initialized to 0 or 1."""
     copy, generator = deepcopy(module).float().requires_grad_(False), torch.Generator().manual_seed(seed)
     for weight in copy.parameters():
         weight.add_(0.1 * weight.std(correction=0).clamp(min=0.2) * torch.randn(weight.shape, generator=generator))
@@ -33,12 +33,12 @@ def roughened(module, seed=0):
 
 @pytest.fixture(scope="module", params=TINY)
 def clip(request, weights_of):
-    return roughened(reference.load(request.param, weights_of(request.param))[0])
+    return perturbed(reference_model.load(request.param, weights_of(request.param))[0])
 
 
 @pytest.fixture(scope="module")
 def visual(weights_of):
-    return roughened(reference.load("tiny-square", weights_of("tiny-square"))[0].visual)
+    return perturbed(reference_model.load("tiny-square", weights_of("tiny-square"))[0].visual)
 
 
 def changed(visual, key, part=slice(None)):
@@ -58,7 +58,7 @@ def shortened(visual, layers=1):
 def test_both_paths_equal_the_reference(clip):
     images = images_for(clip.visual, 3)
     tokens = value_wise_forward(clip.visual, images)
-    image, local = reference.vision_tokens(clip.visual, images)
+    image, local = reference_model.vision_tokens(clip.visual, images)
     assert tokens.patch_tokens.dtype == tokens.class_token.dtype == torch.float32
     assert_close(tokens.class_token, image.float(), **REFERENCE)
     assert_close(tokens.patch_tokens, local.float(), **REFERENCE)
@@ -102,7 +102,7 @@ def test_real_architecture_equals_the_reference():
     check_visual(visual, "ViT-B-16-plus-240")
     images = images_for(visual, 1)
     tokens = value_wise_forward(visual, images)
-    image, local = reference.vision_tokens(visual, images)
+    image, local = reference_model.vision_tokens(visual, images)
     assert tokens.patch_tokens.shape == (1, 225, 640)
     assert_close(tokens.class_token, image.float(), **REFERENCE)
     assert_close(tokens.patch_tokens, local.float(), **REFERENCE)

@@ -1,4 +1,4 @@
-"""AnoVL without training (arXiv 2308.15939, section 3), one view, written out slowly in float64.
+"""The training-free model (arXiv 2308.15939, section 3) with a single view, written out slowly in float64.
 
 Nothing here is shared with the package, and nothing is clever: the package is checked against it.
 """
@@ -36,8 +36,8 @@ def load(name: str, weights: str) -> tuple[nn.Module, object]:
 
 def sentences(thing: str, picture: str) -> list[str]:
     result = []
-    # In the published order, "the" comes first for half of the looks, and "a" for the others.
-    for look, first, second in (
+    # In the published order, "the" comes first for half of the qualities, and "a" for the others.
+    for quality, first, second in (
         ("cropped", "the", "a"),
         ("close-up", "a", "the"),
         ("bright", "a", "the"),
@@ -45,8 +45,8 @@ def sentences(thing: str, picture: str) -> list[str]:
         ("jpeg corrupted", "a", "the"),
         ("blurry", "the", "a"),
     ):
-        result.append(f"a {look} {picture} of {first} {thing}")
-        result.append(f"a {look} {picture} of {second} {thing}")
+        result.append(f"a {quality} {picture} of {first} {thing}")
+        result.append(f"a {quality} {picture} of {second} {thing}")
     article = "an" if picture.startswith("industrial") else "a"
     for size in ("", "small ", "large "):
         result.append(f"{article} {picture} of a {size}{thing}")
@@ -206,13 +206,15 @@ def enlarge(grid: list[list[float]], height: int, width: int) -> list[list[float
     return result
 
 
-def map_of(values: list[float], grid_size: tuple[int, int], image_size: tuple[int, int]) -> Tensor:
+def smooth_map(values: list[float], grid_size: tuple[int, int], image_size: tuple[int, int]) -> Tensor:
     rows, columns = grid_size
     grid = [list(values[row * columns : (row + 1) * columns]) for row in range(rows)]
     return torch.tensor(enlarge(mean_3x3(grid), *image_size), dtype=torch.float64)
 
 
-def published(name: str, weights: str, images: Tensor, class_name: str, domain: str = "auto") -> tuple[Tensor, Tensor]:
+def published_probabilities(
+    name: str, weights: str, images: Tensor, class_name: str, domain: str = "auto"
+) -> tuple[Tensor, Tensor]:
     """Return p(abnormal) of images (B,) and pixels (B, 1, H, W)."""
     clip, _ = load(name, weights)
     states, _ = text_bank(name, weights, class_name, domain)
@@ -222,11 +224,11 @@ def published(name: str, weights: str, images: Tensor, class_name: str, domain: 
     for token, local in zip(*vision_tokens(clip.visual, images), strict=True):
         scores.append(p_abnormal(token, states))
         values = [p_abnormal(patch_token, states) for patch_token in local]
-        maps.append(map_of(values, (height // patch, width // patch), (height, width)))
+        maps.append(smooth_map(values, (height // patch, width // patch), (height, width)))
     return torch.tensor(scores, dtype=torch.float64), torch.stack(maps).unsqueeze(1)
 
 
-def shown(p: Tensor, name: str, weights: str) -> Tensor:
+def displayed(p: Tensor, name: str, weights: str) -> Tensor:
     """Return the displayed probability for a published one: 3/4 if that exceeds 1/2 by CLIP's temperature."""
     clip, _ = load(name, weights)
     margin, temperature = p - 0.5, math.exp(-float(clip.logit_scale))
