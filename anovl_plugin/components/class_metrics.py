@@ -3,11 +3,12 @@
 from copy import deepcopy
 from typing import Any
 
+import torch
 from anomalib.data import Batch
 from anomalib.metrics import Evaluator
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
-from torchmetrics import MeanMetric, Metric, SumMetric
+from torchmetrics import Metric, SumMetric
 
 from anovl_plugin.components.class_statistics import rows_of
 
@@ -22,8 +23,8 @@ class ClassMetrics(Callback):
 
     def __init__(self) -> None:
         self._metrics: list[list[Any]] = []
-        self._normal: list[SumMetric] = []
-        self._abnormal: list[SumMetric] = []
+        self._normal: list[Any] = []
+        self._abnormal: list[Any] = []
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Batch, *indices: int
@@ -31,13 +32,13 @@ class ClassMetrics(Callback):
         """Take in a batch, once it has been post-processed."""
         del trainer, outputs, indices
         class_index: Tensor | None = getattr(batch, "class_index", None)
-        evaluator = getattr(pl_module, "evaluator", None)
+        evaluator: Any = getattr(pl_module, "evaluator", None)
         if class_index is None or not isinstance(evaluator, Evaluator):
             return
         if not self._metrics:
             number = len(_class_names(pl_module))
-            metrics = [metric for metric in evaluator.test_metrics if _is_defined(metric, batch)]
-            self._metrics = [[_fresh(metric) for metric in metrics] for _ in range(number)]
+            defined = [metric for metric in evaluator.test_metrics if _is_defined(metric, batch)]
+            self._metrics = [[_fresh(metric) for metric in defined] for _ in range(number)]
             self._normal = [SumMetric().to(pl_module.device) for _ in range(number)]
             self._abnormal = [SumMetric().to(pl_module.device) for _ in range(number)]
         for index, metrics in enumerate(self._metrics):
@@ -52,7 +53,7 @@ class ClassMetrics(Callback):
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the metrics."""
         del trainer
-        means: dict[str, MeanMetric] = {}
+        values: dict[str, list[Tensor]] = {}
         # All processes compute all numbers, as they wait for each other.
         numbers = [
             (int(normal.compute()), int(abnormal.compute()))
@@ -66,9 +67,9 @@ class ClassMetrics(Callback):
             for metric in metrics:
                 value = metric.compute()
                 pl_module.log(f"{metric.name}/{class_name}", value, sync_dist=True)
-                means.setdefault(metric.name, MeanMetric(sync_on_compute=False)).update(value.cpu())
-        for name, mean in means.items():
-            pl_module.log(f"{name}/mean", mean.compute().to(pl_module.device), sync_dist=True)
+                values.setdefault(metric.name, []).append(value)
+        for name, each in values.items():
+            pl_module.log(f"{name}/mean", torch.stack(each).mean(), sync_dist=True)
         self._metrics, self._normal, self._abnormal = [], [], []
 
 
@@ -78,7 +79,8 @@ def _class_names(module: Any) -> tuple[str, ...]:
 
 def _is_defined(metric: Any, batch: Batch) -> bool:
     """Return whether a batch has what a metric reads; images without masks have no pixel metrics."""
-    return isinstance(metric, Metric) and all(getattr(batch, field, None) is not None for field in metric.fields)
+    fields: list[str] = metric.fields
+    return isinstance(metric, Metric) and all(getattr(batch, field, None) is not None for field in fields)
 
 
 def _fresh(metric: Any) -> Any:
