@@ -21,6 +21,7 @@ from anovl_plugin.components.class_metrics import ClassMetrics
 from anovl_plugin.components.classes import parse_class_name
 from anovl_plugin.components.classes_of_run import ClassesMixin
 from anovl_plugin.components.distributed import UnpaddedEvaluationSampler
+from anovl_plugin.components.explanation import keep_matches, with_explanations
 from anovl_plugin.components.export import TextBankExportMixin
 from anovl_plugin.components.post_processor import ZeroShotPostProcessor
 from anovl_plugin.components.pre_processor import AntialiasedPreProcessor, default_transform
@@ -30,7 +31,7 @@ from anovl_plugin.components.validation import OptionalValidation
 from anovl_plugin.config import check_flag, is_loading_checkpoint
 from anovl_plugin.scoring.adaptation import Adaptation
 from anovl_plugin.scoring.image_score import ImageScore, ImageScoreName
-from anovl_plugin.torch_model import AnoVLModel, NonFiniteImageError, check_images
+from anovl_plugin.torch_model import AnoVLModel, NonFiniteImageError, Prediction, check_images
 from anovl_plugin.vision.backbone import DEFAULT_BACKBONE, DEFAULT_PRETRAINED
 
 # How far raw pixels may lie outside [0, 1], because resizing can overshoot.
@@ -146,9 +147,10 @@ class AnoVL(ClassesMixin, TextBankExportMixin, CheckpointMixin, AnomalibModule):
         return {}
 
     def configure_callbacks(self) -> list[Callback]:
-        """Return anomalib's callbacks, and those that read images of any bit depth and handle the data of a run."""
+        """Return anomalib's callbacks, and those that read images of any bit depth, explain, and handle the data."""
+        callbacks = cast("list[Callback]", super().configure_callbacks())
         return [
-            *with_full_bit_depth(cast("list[Callback]", super().configure_callbacks())),
+            *with_full_bit_depth(with_explanations(callbacks, self.post_processor)),
             ClassMetrics(),
             UnpaddedEvaluationSampler(),
             OptionalValidation(),
@@ -263,7 +265,7 @@ class AnoVL(ClassesMixin, TextBankExportMixin, CheckpointMixin, AnomalibModule):
         images = cast("Tensor", batch.image)
         found = self._validated.find(self.model, images, class_index) if reuse else None
         try:
-            predictions = self.model(images, class_index) if found is None else found
+            prediction = self._predict(images, class_index) if found is None else found
         except NonFiniteImageError as error:
             paths = getattr(batch, "image_path", None)
             if not paths:
@@ -274,8 +276,15 @@ class AnoVL(ClassesMixin, TextBankExportMixin, CheckpointMixin, AnomalibModule):
             )
             raise ValueError(msg) from None
         if keep:
-            self._validated.keep(self.model, images, class_index, predictions)
-        return batch.update(**predictions._asdict())
+            self._validated.keep(self.model, images, class_index, prediction)
+        keep_matches(batch, prediction.matches)
+        return batch.update(**prediction.scores._asdict())
+
+    def _predict(self, images: Tensor, class_index: Tensor | None) -> Prediction:
+        if any(bank.defect_words for bank in self.model.text_banks):
+            return self.model.predict(images, class_index)
+        # The usual way, so that a compiled model stays compiled.
+        return Prediction(self.model(images, class_index), [None] * len(images))
 
 
 def _check_values(images: Tensor) -> None:
