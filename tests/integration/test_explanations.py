@@ -1,5 +1,8 @@
 """Explanations in engine runs: the words for defects, for each image and each region, in all ways to run a model."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 from anomalib.data import ImageBatch
@@ -73,9 +76,6 @@ class Recorder(Callback):
     def __init__(self) -> None:
         self.batches: list[ImageBatch] = []
 
-    def on_test_end(self, trainer: object, pl_module: object) -> None:
-        del trainer, pl_module
-
     def on_test_batch_end(self, trainer: object, pl_module: object, outputs: ImageBatch, *args: object) -> None:
         del trainer, pl_module, args
         self.batches.append(outputs)
@@ -140,6 +140,36 @@ def test_a_checkpoint_explains_as_the_model_that_wrote_it(photos, tmp_path):
     assert [batch.explanation for batch in batches] == expected
 
 
+def test_each_class_has_words_of_its_own(photos, tmp_path):
+    for name in ("brick", "gravel"):
+        shutil.copytree(photos, tmp_path / "products" / name)
+    paths = sorted((tmp_path / "products").rglob("*.png"))
+    settings = {"class_name": {"brick": "brick", "gravel": "gravel"}}
+    batches = predict(brick_model(**settings), tmp_path, tmp_path / "products")
+    assert len(batches) == len(paths) == 10
+    alone = {name: predict(brick_model(class_name=name), tmp_path, photos) for name in ("brick", "gravel")}
+    for batch in batches:
+        path = Path(batch.image_path[0])
+        same = alone[path.parent.name][int(path.stem)]
+        assert describe(batch) == describe(same)
+        assert batch.explanation == same.explanation
+        assert ("felt" in describe(batch)[0].shares) == (path.parent.name == "gravel")
+
+
+def test_a_batch_of_several_classes_is_matched_image_by_image():
+    model = AnoVLModel("anovl-demo", prompts={"extends": "paper", "defects": {"gravel": ["felt", "paint"]}})
+    model.build_text_banks(["brick", "gravel"], "texture")
+    images = torch.rand(4, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    scores, matches = model.predict(images, model.text_banks.index(["gravel", "brick", "gravel", "brick"]))
+    assert [None if match is None else match.words for match in matches] == [("felt", "paint"), None] * 2
+    model.build_text_bank("gravel", "texture")
+    alone = model.predict(images[[0, 2]])
+    assert_close(
+        torch.stack([match.cosines for match in alone.matches]), torch.stack([m.cosines for m in matches[::2]])
+    )
+    assert_close(scores.anomaly_map[[0, 2]], alone.scores.anomaly_map)
+
+
 def test_words_that_cannot_be_told_apart_are_warned_of(caplog):
     model = brick_model(prompts={"extends": "paper", "defects": ["paint", "scratch", "crack"]})
     with caplog.at_level("WARNING"):
@@ -147,14 +177,12 @@ def test_words_that_cannot_be_told_apart_are_warned_of(caplog):
     assert "does not tell 'scratch', 'crack' apart, so no defect can be named; use other words" in caplog.text
 
 
-def test_the_torch_model_predicts_what_it_returns(photos):
-    del photos
+def test_the_torch_model_predicts_what_it_returns():
     model = AnoVLModel("anovl-demo", class_name="brick", domain="texture", prompts=WORDS)
     images = torch.rand(3, 3, 96, 96, generator=torch.Generator().manual_seed(0))
     scores, matches = model.predict(images)
     assert torch.equal(scores.anomaly_map, model(images).anomaly_map)
     assert [match.cosines.shape for match in matches] == [(1, 144, 3)] * 3
-    model.build_text_bank("brick", "object")
 
 
 @pytest.mark.parametrize(
