@@ -7,7 +7,7 @@ import math
 
 from torch import Tensor
 
-from tests.helpers.reference import unit
+from tests.helpers.reference_model import unit
 
 
 def word_shares(region: Tensor, tiles: dict[tuple[int, int], Tensor], side: tuple[int, int], words: Tensor, tau: float):

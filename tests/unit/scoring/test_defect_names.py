@@ -16,7 +16,7 @@ from anovl_plugin.scoring.defect_names import (
 )
 from anovl_plugin.scoring.description import describe_image, explain
 from anovl_plugin.scoring.regions import find_regions
-from tests.helpers import reference_defect_names as reference
+from tests.helpers import reference_defect_names
 from tests.helpers.random_tensors import noise
 from tests.helpers.tolerances import FLOAT32
 
@@ -43,7 +43,7 @@ def scene(layout, seed=0):
 
 def expected_shares(region, layout, tiles, words):
     size, _, tile, _ = LAYOUTS[layout]
-    return reference.word_shares(region, tiles, (tile, tile) if tile else size, words, TAU)
+    return reference_defect_names.word_shares(region, tiles, (tile, tile) if tile else size, words, TAU)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -58,9 +58,11 @@ def test_description_equals_the_reference(layout, seed):
         assert named.region == region
         assert named.shares == pytest.approx(dict(zip(WORDS, shares, strict=True)), abs=1e-5)
         assert list(named.shares.values()) == sorted(named.shares.values(), reverse=True)
-    of_image = reference.image_shares([region.area for region in found.regions], expected)
+    of_image = reference_defect_names.image_shares([region.area for region in found.regions], expected)
     assert description.shares == pytest.approx(dict(zip(WORDS, of_image, strict=True)), abs=1e-5)
-    assert explain(description.shares) == reference.explanation(WORDS, [description.shares[word] for word in WORDS])
+    assert explain(description.shares) == reference_defect_names.explanation(
+        WORDS, [description.shares[word] for word in WORDS]
+    )
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -69,7 +71,7 @@ def test_without_regions_the_highest_pixels_tell(layout):
     (found,) = find_regions(torch.zeros(1, *values.shape), values[None])
     description = describe_image(found, values, match)
     assert description.regions == []
-    expected = expected_shares(reference.highest(values), layout, tiles, words)
+    expected = expected_shares(reference_defect_names.highest(values), layout, tiles, words)
     assert description.shares == pytest.approx(dict(zip(WORDS, expected, strict=True)), abs=1e-5)
 
 

@@ -239,7 +239,7 @@ def test_a_defect_has_the_embedding_of_its_sentences(square_tower):
     for bank in banks:
         sentences = DEFECTS.defect_sentences(bank.class_name)
         assert tuple(sentences) == bank.defect_words
-        expected = [reference.unit(square_tower.encode(each).double().mean(0)) for each in sentences.values()]
+        expected = [reference_model.unit(square_tower.encode(each).double().mean(0)) for each in sentences.values()]
         assert_close(bank.defect_embeddings.double(), torch.stack(expected), **WITHIN)
 
 
