@@ -27,6 +27,7 @@ from anovl_plugin.demo.studies.evaluate import prepare
 from anovl_plugin.demo.studies.fit_words import fit_words
 from anovl_plugin.scoring.defect_names import region_weights
 from anovl_plugin.scoring.regions import find_regions
+from anovl_plugin.scoring.scores import abnormality_margin, margin_map
 from anovl_plugin.text.prompts import Prompts
 from anovl_plugin.text.text_bank import TextBank, build_text_banks
 from anovl_plugin.text.text_tower import TextTower
@@ -107,9 +108,9 @@ def scenes_of(model: AnoVLModel, image: Tensor, truth: Sequence[Tensor], kinds: 
         kinds: Their kinds.
     """
     side, grid_size = model.image_size[0], model.image_tower.visual.grid_size
-    tiles, _ = split_into_tiles(image, side)
-    tokens = unit(model.encode(tiles).patch_tokens[0].flatten(0, 1))
-    class_name = str(model.text_bank.class_name)
+    tiles, join = split_into_tiles(image, side)
+    patch_tokens = model.encode(tiles).patch_tokens[0]
+    tokens, class_name = unit(patch_tokens.flatten(0, 1)), str(model.text_bank.class_name)
 
     def weigh(masks: Sequence[Tensor], kinds: Sequence[int]) -> Scene | None:
         pairs = [(mask, kind) for mask, kind in zip(masks, kinds, strict=True) if mask.any()]
@@ -119,8 +120,9 @@ def scenes_of(model: AnoVLModel, image: Tensor, truth: Sequence[Tensor], kinds: 
         weights = torch.cat([region_weights(labels, 1, grid_size) for labels in cut])
         return Scene(tokens, weights, [kind for _, kind in pairs], class_name)
 
-    anomaly_map = model(image).anomaly_map
-    (found,) = find_regions(anomaly_map > 0.5, anomaly_map)
+    margins = abnormality_margin(patch_tokens, model.text_bank.state_embeddings)
+    anomaly_map = join(margin_map(margins, grid_size, model.image_size)[None])
+    (found,) = find_regions(anomaly_map > 0, anomaly_map)
     matched = touching(truth, kinds, found.labels)
     return weigh(truth, kinds), weigh([found.labels == label for label in matched], list(matched.values()))
 
