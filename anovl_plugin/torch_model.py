@@ -366,7 +366,7 @@ class AnoVLModel(nn.Module):
         if class_index is None or len(self.text_banks) == 1 or not len(images):
             score, anomaly_map, tokens = self._margins_of_class(images, bank, bank.state_embeddings)
             return score, anomaly_map, [_OfClass(bank, None, tokens)]
-        classes, scores, maps = [], [], []
+        classes, order, scores, maps = [], [], [], []
         for index in class_index.unique().tolist():
             bank, rows = self.text_banks[index], (class_index == index).nonzero().flatten()
             try:
@@ -374,10 +374,11 @@ class AnoVLModel(nn.Module):
             except NonFiniteImageError as error:
                 raise NonFiniteImageError(rows[error.indices].tolist()) from None
             classes.append(_OfClass(bank, rows, tokens))
+            order.append(rows)
             scores.append(score)
             maps.append(anomaly_map)
-        order = torch.cat([each.rows for each in classes]).argsort()
-        return torch.cat(scores)[order], torch.cat(maps)[order], classes
+        place = torch.cat(order).argsort()
+        return torch.cat(scores)[place], torch.cat(maps)[place], classes
 
     def _margins_of_class(self, images: Tensor, bank: TextBank, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the margins of images and maps, by states (2, C) or each image's, (B, 2, C), and the patch tokens."""

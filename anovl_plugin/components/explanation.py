@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from anomalib.data import ImageBatch
+from anomalib.data import Batch, ImageBatch
 from lightning.pytorch import Callback
 from torch import Tensor
 
@@ -26,7 +26,7 @@ def with_explanations(callbacks: Sequence[Callback], post_processor: object) -> 
     return [*callbacks[:index], BatchEndCallback(_explain_batch), *callbacks[index:]]
 
 
-def keep_matches(batch: ImageBatch, matches: Sequence[DefectMatch | None]) -> None:
+def keep_matches(batch: Batch, matches: Sequence[DefectMatch | None]) -> None:
     """Let :func:`describe` name the defects of a batch.
 
     Args:

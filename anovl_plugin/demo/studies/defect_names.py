@@ -30,7 +30,7 @@ from anovl_plugin.scoring.regions import find_regions
 from anovl_plugin.scoring.scores import abnormality_margin, margin_map
 from anovl_plugin.text.prompts import Prompts
 from anovl_plugin.text.text_bank import TextBank, build_text_banks
-from anovl_plugin.text.text_tower import TextTower
+from anovl_plugin.text.text_tower import TextTower, Tokenizer
 from anovl_plugin.torch_model import AnoVLModel
 from anovl_plugin.vision.backbone import load_backbone
 from anovl_plugin.vision.tiles import short_side, split_into_tiles
@@ -209,7 +209,7 @@ def main() -> None:
     parser.add_argument("--fit", action="store_true", help="also fit the words first, and compare formulas")
     args = parser.parse_args()
     loaded = load_backbone("anovl-demo")
-    tower, prompts = TextTower(loaded.clip, loaded.tokenizer), prompts_with(SURFACE_WORDS)
+    tower, prompts = TextTower(loaded.clip, cast("Tokenizer", loaded.tokenizer)), prompts_with(SURFACE_WORDS)
     model = AnoVLModel("anovl-demo", prompts=prompts)
     model.load()
     console, named = Console(width=120), formulas(cast("float", model.image_tower.temperature))
