@@ -27,6 +27,7 @@ from anovl_plugin.text.text_tower import TextTower
 from anovl_plugin.torch_model import AnoVLModel
 
 LEARNING_RATE = 0.03
+BATCH = 256
 
 
 class Defects(NamedTuple):
@@ -114,7 +115,7 @@ def fit_words(
         tower: The text side; only rows of its token embedding that are zero change.
         words: A word for each kind of defect, in the order of ``DEFECT_KINDS``.
         count: Number of synthetic images. Default: 4000.
-        steps: Steps of AdamW, with 256 images each. Default: 600.
+        steps: Steps of AdamW, with up to 256 images each. Default: 600.
         seed: Seed of images and order. Default: 0.
     """
     defects = draw_defects(count, seed)
@@ -128,7 +129,7 @@ def fit_words(
     clip.token_embedding = rows
     for _ in tqdm(range(steps), desc="words"):
         text = F.normalize(tower.encode(draw_captions(words, rng)), dim=-1).unflatten(0, (len(FAMILIES), len(words)))
-        index = torch.from_numpy(rng.choice(count, 256, replace=False))
+        index = torch.from_numpy(rng.choice(count, min(count, BATCH), replace=False))
         logits = SCALE * torch.einsum("bc,bkc->bk", regions[index], text[defects.families[index]])
         loss = F.cross_entropy(logits, defects.kinds[index])
         optimizer.zero_grad()
