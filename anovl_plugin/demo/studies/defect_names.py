@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 import torch
+from anomalib.data.utils import read_image
 from rich.console import Console
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.io import ImageReadMode, read_image
 from torchvision.transforms.v2.functional import normalize, resize
 
 from anovl_plugin.demo.datamodule import PHOTOGRAPHS, DemoSurfaces, make_category
@@ -149,7 +149,7 @@ def board_scenes(model: AnoVLModel, folder: Path) -> Iterator[Pair]:
     """Iterate over the images of boards with defects; boxes are the true regions."""
     model.build_text_bank("circuit board", "object")
     for path in sorted(folder.glob("*/*_test.jpg")):
-        pixels = read_image(str(path), ImageReadMode.RGB).float()[None] / 255
+        pixels = torch.as_tensor(read_image(path, as_tensor=True))[None]
         length = short_side(model.image_size[0], BOARD_TILES)
         scale, truth, kinds = length / pixels.shape[-1], [], []
         for line in path.with_name(path.name.replace("_test.jpg", ".txt")).read_text().splitlines():
