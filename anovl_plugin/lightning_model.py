@@ -31,7 +31,7 @@ from anovl_plugin.components.validation import OptionalValidation
 from anovl_plugin.config import check_flag, is_loading_checkpoint
 from anovl_plugin.scoring.adaptation import Adaptation
 from anovl_plugin.scoring.image_score import ImageScore, ImageScoreName
-from anovl_plugin.torch_model import AnoVLModel, NonFiniteImageError, Prediction, check_images
+from anovl_plugin.torch_model import AnoVLModel, NonFiniteImageError, ScoredImages, check_images
 from anovl_plugin.vision.backbone import DEFAULT_BACKBONE, DEFAULT_PRETRAINED
 
 # How far raw pixels may lie outside [0, 1], because resizing can overshoot.
@@ -265,7 +265,7 @@ class AnoVL(ClassesMixin, TextBankExportMixin, CheckpointMixin, AnomalibModule):
         images = cast("Tensor", batch.image)
         found = self._validated.find(self.model, images, class_index) if reuse else None
         try:
-            prediction = self._predict(images, class_index) if found is None else found
+            scored = self._predict(images, class_index) if found is None else found
         except NonFiniteImageError as error:
             paths = getattr(batch, "image_path", None)
             if not paths:
@@ -276,15 +276,15 @@ class AnoVL(ClassesMixin, TextBankExportMixin, CheckpointMixin, AnomalibModule):
             )
             raise ValueError(msg) from None
         if keep:
-            self._validated.keep(self.model, images, class_index, prediction)
-        keep_matches(batch, prediction.matches)
-        return batch.update(**prediction.scores._asdict())
+            self._validated.keep(self.model, images, class_index, scored)
+        keep_matches(batch, scored.matches)
+        return batch.update(**scored.scores._asdict())
 
-    def _predict(self, images: Tensor, class_index: Tensor | None) -> Prediction:
+    def _predict(self, images: Tensor, class_index: Tensor | None) -> ScoredImages:
         if any(bank.defect_words for bank in self.model.text_banks):
             return self.model.predict(images, class_index)
         # The usual way, so that a compiled model stays compiled.
-        return Prediction(self.model(images, class_index), [None] * len(images))
+        return ScoredImages(self.model(images, class_index), [None] * len(images))
 
 
 def _check_values(images: Tensor) -> None:

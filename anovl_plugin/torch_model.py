@@ -58,7 +58,7 @@ class NonFiniteImageError(ValueError):
         self.indices = indices
 
 
-class Prediction(NamedTuple):
+class ScoredImages(NamedTuple):
     """Scores and maps of images, and how their patches match the words for defects.
 
     Attributes:
@@ -308,7 +308,7 @@ class AnoVLModel(nn.Module):
         """
         return self._predict(images, class_index)[0]
 
-    def predict(self, images: Tensor, class_index: Tensor | None = None) -> Prediction:
+    def predict(self, images: Tensor, class_index: Tensor | None = None) -> ScoredImages:
         """Score images as :meth:`forward` does, and compare their patches with the words for defects of their class.
 
         Patch tokens are compared as they are without adaptation, which is made for two states.
@@ -328,7 +328,7 @@ class AnoVLModel(nn.Module):
             of_class = self._match_defects(bank, patch_tokens, (images.shape[-2], images.shape[-1]))
             for row, match in zip(range(len(images)) if rows is None else rows.tolist(), of_class, strict=True):
                 matches[row] = match
-        return Prediction(scores, matches)
+        return ScoredImages(scores, matches)
 
     def _predict(self, images: Tensor, class_index: Tensor | None) -> tuple[InferenceBatch, list[_OfClass]]:
         check_images(images)

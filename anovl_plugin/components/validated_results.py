@@ -12,7 +12,7 @@ from anomalib.data import InferenceBatch
 from torch import Tensor
 
 from anovl_plugin.hosts.torch import state_version
-from anovl_plugin.torch_model import AnoVLModel, Prediction
+from anovl_plugin.torch_model import AnoVLModel, ScoredImages
 
 MAX_BYTES = 512 * 2**20
 
@@ -30,7 +30,7 @@ class ValidatedResults:
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self.max_bytes = max_bytes
         self._bytes = 0
-        self._results: dict[bytes, Prediction] = {}
+        self._results: dict[bytes, ScoredImages] = {}
         self._state: Any = None
 
     def __len__(self) -> int:
@@ -41,27 +41,27 @@ class ValidatedResults:
         """Forget all results."""
         self._bytes, self._results, self._state = 0, {}, None
 
-    def keep(self, model: AnoVLModel, images: Tensor, class_index: Tensor | None, prediction: Prediction) -> None:
+    def keep(self, model: AnoVLModel, images: Tensor, class_index: Tensor | None, scored: ScoredImages) -> None:
         """Keep the results of a batch, as far as the limit allows.
 
         Args:
             model: The model that computed them.
             images: The batch as the model got it, shape (B, 3, H, W).
             class_index: Index of each image's class, shape (B,); ``None`` if there is one class.
-            prediction: Scores (B,), maps (B, 1, H, W), and matches with words for defects.
+            scored: Scores (B,), maps (B, 1, H, W), and matches with words for defects.
         """
         state = _state_of(model)
         if state != self._state:
             self.clear()
             self._state = state
-        scores, matches = prediction
+        scores, matches = scored
         size = sum(cast("Tensor", tensor).nbytes for tensor in (scores.pred_score, scores.anomaly_map))
         size += sum(match.cosines.nbytes for match in matches if match is not None)
         if self._bytes + size <= self.max_bytes:
             self._bytes += size
-            self._results[_key(images, class_index)] = Prediction(_copy(scores, "cpu"), matches)
+            self._results[_key(images, class_index)] = ScoredImages(_copy(scores, "cpu"), matches)
 
-    def find(self, model: AnoVLModel, images: Tensor, class_index: Tensor | None) -> Prediction | None:
+    def find(self, model: AnoVLModel, images: Tensor, class_index: Tensor | None) -> ScoredImages | None:
         """Return the results of the very same batch by the very same model, or ``None``.
 
         Args:

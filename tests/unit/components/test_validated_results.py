@@ -10,7 +10,7 @@ from anomalib.data import InferenceBatch
 from anovl_plugin import AnoVLModel, MapScore
 from anovl_plugin.components.validated_results import ValidatedResults
 from anovl_plugin.scoring.defect_names import DefectMatch
-from anovl_plugin.torch_model import Prediction
+from anovl_plugin.torch_model import ScoredImages
 
 
 @pytest.fixture
@@ -18,9 +18,9 @@ def model():
     return AnoVLModel("anovl-demo", class_name="brick")
 
 
-def results(number: int = 2, side: int = 4) -> Prediction:
+def results(number: int = 2, side: int = 4) -> ScoredImages:
     scores = InferenceBatch(pred_score=torch.rand(number), anomaly_map=torch.rand(number, 1, side, side))
-    return Prediction(scores, [None] * number)
+    return ScoredImages(scores, [None] * number)
 
 
 def kept(model: AnoVLModel, images: torch.Tensor, index: torch.Tensor | None = None) -> ValidatedResults:
