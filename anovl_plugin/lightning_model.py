@@ -1,6 +1,5 @@
 """AnoVL as an anomalib model: ``anomalib test --model AnoVL``."""
 
-import logging
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,27 +17,27 @@ from torch import Tensor, nn
 from anovl_plugin.components.arguments import check_components
 from anovl_plugin.components.bit_depth import with_full_bit_depth
 from anovl_plugin.components.checkpoint import CheckpointMixin
+from anovl_plugin.components.class_metrics import ClassMetrics
+from anovl_plugin.components.classes import parse_class_name
+from anovl_plugin.components.classes_of_run import ClassesMixin
 from anovl_plugin.components.distributed import UnpaddedEvaluationSampler
 from anovl_plugin.components.export import TextBankExportMixin
 from anovl_plugin.components.post_processor import ZeroShotPostProcessor
 from anovl_plugin.components.pre_processor import AntialiasedPreProcessor, default_transform
 from anovl_plugin.components.settings import settings_of
+from anovl_plugin.components.validated_results import ValidatedResults
 from anovl_plugin.components.validation import OptionalValidation
 from anovl_plugin.config import check_flag, is_loading_checkpoint
 from anovl_plugin.scoring.adaptation import Adaptation
 from anovl_plugin.scoring.image_score import ImageScore, ImageScoreName
-from anovl_plugin.text.prompts import check_class_name
 from anovl_plugin.torch_model import AnoVLModel, NonFiniteImageError, check_images
 from anovl_plugin.vision.backbone import DEFAULT_BACKBONE, DEFAULT_PRETRAINED
 
-logger = logging.getLogger(__name__)
-
-FALLBACK_CLASS_NAME = "object"
 # How far raw pixels may lie outside [0, 1], because resizing can overshoot.
 _PIXEL_TOLERANCE = 0.1
 
 
-class AnoVL(TextBankExportMixin, CheckpointMixin, AnomalibModule):
+class AnoVL(ClassesMixin, TextBankExportMixin, CheckpointMixin, AnomalibModule):
     """AnoVL: zero-shot anomaly localization with vision-language models (arXiv 2308.15939).
 
     The constructor checks its arguments and loads nothing; the CLIP is loaded once, when it is first needed. With a
@@ -47,7 +46,9 @@ class AnoVL(TextBankExportMixin, CheckpointMixin, AnomalibModule):
     Args:
         backbone: The CLIP: an open_clip architecture, ``hf-hub:OWNER/NAME``, ``local-dir:FOLDER``, or ``anovl-demo``,
             the small one that comes with the package. Default: ``ViT-B-16-plus-240``, the paper's.
-        class_name: What the images show, e.g. ``bottle``. Default: the data module's category, else ``object``.
+        class_name: What the images show, e.g. ``bottle``. For several products in one run, a mapping from the names of
+            folders to classes, e.g. ``{line_1: bottle, line_2: screw}``, or ``from_folder``, if folders are named for
+            products. Default: the data module's category or categories, else ``object``.
         domain: Wording of the prompts: ``object``, ``texture``, or ``auto``: texture for MVTec AD's texture classes,
             else object. Default: ``auto``.
         prompts: What the prompts are made of: a YAML file that extends or replaces the paper's, or a mapping with the
@@ -64,6 +65,8 @@ class AnoVL(TextBankExportMixin, CheckpointMixin, AnomalibModule):
             gets as many as it needs. Default: none, images of any shape are resized to one tile.
         adaptation: Test-time adaptation of each image's patch tokens, which changes its map: ``TextAdapter`` (the
             paper's for MVTec AD), ``LinearAdapter`` (for VisA), or the class path of your own. Default: none.
+        cache: Whether to keep text banks on disk, in the user's cache folder, where the next start finds them. Default:
+            yes.
         save_backbone: Whether to keep CLIP's image tower in checkpoints, which then take hundreds of MB but need no
             other source of weights. Default: no.
         pre_processor: Resizes and normalizes images. Default: what the CLIP needs.
@@ -90,7 +93,7 @@ class AnoVL(TextBankExportMixin, CheckpointMixin, AnomalibModule):
         self,
         backbone: str = DEFAULT_BACKBONE,
         *,
-        class_name: str | None = None,
+        class_name: str | dict[str, str] | None = None,
         domain: str = "auto",
         prompts: str | Path | dict[str, Any] | None = None,
         pretrained: str | None = DEFAULT_PRETRAINED,
@@ -98,14 +101,14 @@ class AnoVL(TextBankExportMixin, CheckpointMixin, AnomalibModule):
         image_score: ImageScoreName | ImageScore = "global",
         tiles_per_side: int | None = None,
         adaptation: Adaptation | None = None,
+        cache: bool = True,
         save_backbone: bool = False,
         pre_processor: nn.Module | bool = True,
         post_processor: nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
-        if class_name is not None:
-            check_class_name(class_name)
+        class_name = parse_class_name(class_name)
         check_flag("save_backbone", save_backbone)
         model = AnoVLModel(
             backbone,
@@ -116,6 +119,7 @@ class AnoVL(TextBankExportMixin, CheckpointMixin, AnomalibModule):
             image_score=image_score,
             tiles_per_side=tiles_per_side,
             adaptation=adaptation,
+            cache=cache,
         )
         check_components(pre_processor, post_processor, evaluator, visualizer)
         # anomalib copies all arguments, so they are checked first. These two may be of any class and need no copy.
@@ -125,6 +129,7 @@ class AnoVL(TextBankExportMixin, CheckpointMixin, AnomalibModule):
         )
         self.model = model
         self.save_hyperparameters(settings_of(self.model, class_name, domain, save_backbone))
+        self._validated = ValidatedResults()
         self.has_default_pre_processor = pre_processor is True
         self._was_given_pre_processor = not isinstance(pre_processor, bool)
         if not is_loading_checkpoint() and not backbone.startswith("hf-hub:"):
@@ -144,6 +149,7 @@ class AnoVL(TextBankExportMixin, CheckpointMixin, AnomalibModule):
         """Return anomalib's callbacks, and those that read images of any bit depth and handle the data of a run."""
         return [
             *with_full_bit_depth(cast("list[Callback]", super().configure_callbacks())),
+            ClassMetrics(),
             UnpaddedEvaluationSampler(),
             OptionalValidation(),
         ]
@@ -176,31 +182,46 @@ class AnoVL(TextBankExportMixin, CheckpointMixin, AnomalibModule):
 
     def on_validation_start(self) -> None:
         """Load the CLIP and build the text bank, on the device of the run."""
+        self._validated.clear()
         self.build_text_bank()
 
-    on_test_start = on_validation_start
-    on_predict_start = on_validation_start
+    def on_test_start(self) -> None:
+        """Load the CLIP and build the text bank, on the device of the run."""
+        self.build_text_bank()
+
+    on_predict_start = on_test_start
+
+    def on_test_end(self) -> None:
+        """Forget the results of the validation before the test or prediction."""
+        self._validated.clear()
+
+    on_predict_end = on_test_end
 
     def validation_step(self, batch: Batch, *args: object, **kwargs: object) -> STEP_OUTPUT:
         """Score a batch, from which the post-processor sets thresholds and normalization."""
         del args, kwargs
-        return self._score(batch)
+        # The validation that precedes a test or prediction prints nothing.
+        return self._score(batch, keep=self.trainer.validating and not self.trainer.validate_loop.verbose)
 
     def test_step(self, batch: Batch, *args: object, **kwargs: object) -> STEP_OUTPUT:
-        """Score a batch."""
+        """Score a batch, or take the scores from the validation before the test if it saw the very same batch."""
         del args, kwargs
-        return self._score(batch)
+        return self._score(batch, reuse=True)
 
     def predict_step(self, batch: Batch, *args: object, **kwargs: object) -> STEP_OUTPUT:
-        """Score a batch."""
+        """Score a batch, as in a test."""
         del args, kwargs
-        return self._score(batch)
+        return self._score(batch, reuse=True)
 
-    def forward(self, batch: Tensor, *args: object, **kwargs: object) -> InferenceBatch:
+    def forward(
+        self, batch: Tensor, class_index: Tensor | None = None, *args: object, **kwargs: object
+    ) -> InferenceBatch:
         """Pre-process, score and post-process raw images, as an exported model does.
 
         Args:
             batch: Images of any size with values in [0, 1], shape (B, 3, H, W).
+            class_index: Index of each image's class, shape (B,), see :meth:`TextBanks.index`. Default: none, if there
+                is one class.
             *args: Ignored.
             **kwargs: Ignored.
 
@@ -211,13 +232,19 @@ class AnoVL(TextBankExportMixin, CheckpointMixin, AnomalibModule):
             TypeError: If the images are not a floating-point tensor.
             ValueError: If the images have the wrong shape, or values that are clearly not in [0, 1].
         """
+        del args, kwargs
         check_images(batch)
         # Graphs cannot check values.
         if not torch.compiler.is_compiling():
             _check_values(batch)
-        if not (self.model.text_bank.is_built and self.model.is_loaded):
+        if not (self.model.text_banks.is_built and self.model.is_loaded):
             self.build_text_bank()
-        return super().forward(batch, *args, **kwargs)
+        if class_index is None:
+            class_index = self.only_class_index(batch)
+        predictions = self.model(self.pre_processor(batch) if self.pre_processor else batch, class_index)
+        if isinstance(self.post_processor, ZeroShotPostProcessor):
+            return self.post_processor(predictions, class_index)
+        return self.post_processor(predictions) if self.post_processor else predictions
 
     def load(self) -> None:
         """Load the CLIP, unless it is loaded already.
@@ -228,25 +255,15 @@ class AnoVL(TextBankExportMixin, CheckpointMixin, AnomalibModule):
         self.model.load()
         self.set_default_transform()
 
-    def build_text_bank(self) -> None:
-        """Load the CLIP and build the text bank of the current class, unless the model has it already.
-
-        The class is the ``class_name`` argument, else the category of the data module, else the class of the text bank
-        (of a checkpoint, if there is a data module), else ``object``.
-        """
-        before = self.model.text_bank.class_name
-        class_name, origin = self._resolve_class_name()
-        built = self.model.build_text_bank(class_name, self.settings["domain"])
-        self.set_default_transform()
-        if built:
-            self._log_text_bank(origin)
-        # Thresholds are only valid for the text bank that they were set with.
-        if built and before is not None and isinstance(self.post_processor, ZeroShotPostProcessor):
-            self.post_processor.reset()
-
-    def _score(self, batch: Batch) -> STEP_OUTPUT:
+    def _score(self, batch: Batch, *, keep: bool = False, reuse: bool = False) -> STEP_OUTPUT:
+        class_index = self.class_index_of(batch)
+        if class_index is not None:
+            # Not one of anomalib's fields; the post-processor and the metrics read it.
+            batch.class_index = class_index  # type: ignore[attr-defined]
+        images = cast("Tensor", batch.image)
+        found = self._validated.find(self.model, images, class_index) if reuse else None
         try:
-            predictions = self.model(batch.image)
+            predictions = self.model(images, class_index) if found is None else found
         except NonFiniteImageError as error:
             paths = getattr(batch, "image_path", None)
             if not paths:
@@ -256,28 +273,9 @@ class AnoVL(TextBankExportMixin, CheckpointMixin, AnomalibModule):
                 f"{names}: scores are not finite: pixels are NaN, infinite or far out of range, or precision is too low"
             )
             raise ValueError(msg) from None
+        if keep:
+            self._validated.keep(self.model, images, class_index, predictions)
         return batch.update(**predictions._asdict())
-
-    def _resolve_class_name(self) -> tuple[str, str]:
-        """Return the current class and where its name comes from."""
-        built = self.model.text_bank.class_name if self.datamodule is None else self.checkpoint_class
-        origins = {
-            "the class_name argument": self.settings["class_name"],
-            "the data module's category": self.category,
-            "the text bank that the model had": built,
-            "the fallback": FALLBACK_CLASS_NAME,
-        }
-        return next((class_name, origin) for origin, class_name in origins.items() if class_name)
-
-    def _log_text_bank(self, origin: str) -> None:
-        bank = self.model.text_bank
-        noun, count = self.model.prompts.noun(str(bank.class_name)), len(bank.prompt_embeddings)
-        text = "Text bank of class %r (from %s), domain %r: %d sentences about %r."
-        logger.info(text, bank.class_name, origin, bank.domain, count, noun)
-        if origin == "the fallback":
-            logger.warning("Nothing says what the images show; set class_name, e.g. to 'bottle'.")
-        elif not any(letter.isalpha() for letter in noun):
-            logger.warning("The prompts speak of %r; say what that is with a class_name or nouns in prompts.", noun)
 
 
 def _check_values(images: Tensor) -> None:

@@ -3,7 +3,7 @@
 Shapes: B images, T tiles per image (1 without tiles), N patches per tile, C joint embedding width.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -12,7 +12,7 @@ import torch
 from anomalib.data import InferenceBatch
 from torch import Tensor, nn
 
-from anovl_plugin.config import is_loading_checkpoint, to_builtin
+from anovl_plugin.config import check_flag, is_loading_checkpoint, to_builtin
 from anovl_plugin.scoring.adaptation import Adaptation, adapt_tokens, parse_adaptation
 from anovl_plugin.scoring.image_score import (
     ImageScore,
@@ -22,8 +22,10 @@ from anovl_plugin.scoring.image_score import (
     parse_image_score,
 )
 from anovl_plugin.scoring.scores import abnormality_margin, margin_map, to_probability
+from anovl_plugin.text.cache import TextBankCache
 from anovl_plugin.text.prompts import Prompts, check_class_name
-from anovl_plugin.text.text_bank import TextBank
+from anovl_plugin.text.text_bank import TextBank, build_text_banks
+from anovl_plugin.text.text_banks import TextBanks
 from anovl_plugin.text.text_tower import LazyTextTower, TextTower, Tokenizer
 from anovl_plugin.vision.backbone import (
     DEFAULT_BACKBONE,
@@ -33,8 +35,9 @@ from anovl_plugin.vision.backbone import (
     check_source,
     load_backbone,
 )
-from anovl_plugin.vision.chunks import in_chunks
+from anovl_plugin.vision.chunks import in_chunks, is_exporting
 from anovl_plugin.vision.image_tower import ImageTower
+from anovl_plugin.vision.source import find_weights
 from anovl_plugin.vision.tiles import check_square, check_tiles_per_side, split_into_tiles
 from anovl_plugin.vision.value_attention import VisionTokens
 
@@ -74,10 +77,12 @@ class AnoVLModel(nn.Module):
         tiles_per_side: Tiles of :attr:`image_size` along the short side of an image, 1 to 64. Default: none, images are
             not tiled.
         adaptation: Adaptation of an image's patch tokens before they are scored. Default: none.
+        cache: Whether to keep text banks on disk, where the next start finds them; see
+            :class:`~anovl_plugin.text.cache.TextBankCache`. Default: yes.
 
     Attributes:
         image_tower: The CLIP's image tower.
-        text_bank: The embeddings of the prompts, and the class they belong to.
+        text_banks: The embeddings of the prompts of each class, in the order of the classes' indices.
 
     Raises:
         BackboneError: If the CLIP is unknown, of an unsupported kind, or cannot be loaded.
@@ -103,8 +108,10 @@ class AnoVLModel(nn.Module):
         image_score: ImageScore | ImageScoreName = "global",
         tiles_per_side: int | None = None,
         adaptation: Adaptation | None = None,
+        cache: bool = True,
     ) -> None:
         super().__init__()
+        check_flag("cache", cache)
         if class_name is not None:
             check_class_name(class_name)
         self.prompts = Prompts.load(to_builtin(prompts))
@@ -116,7 +123,8 @@ class AnoVLModel(nn.Module):
         self.image_score = parse_image_score(to_builtin(image_score), allow_import=trusted)
         self.tiles_per_side = check_tiles_per_side(tiles_per_side)
         self.adaptation = parse_adaptation(to_builtin(adaptation), allow_import=trusted)
-        self.text_bank = TextBank()
+        self.text_banks = TextBanks()
+        self.cache = cache
         self._text_tower = LazyTextTower(partial(_load_text_tower, *source))
         # The hub is not contacted before the CLIP is needed.
         if trusted and not source[0].startswith("hf-hub:"):
@@ -124,6 +132,11 @@ class AnoVLModel(nn.Module):
             self._check_tiles()
         if class_name is not None:
             self.build_text_bank(class_name, domain)
+
+    @property
+    def text_bank(self) -> TextBank:
+        """The text bank of the only class, or of the first one."""
+        return next(iter(self.text_banks))
 
     @property
     def source(self) -> tuple[str, str | None]:
@@ -191,46 +204,126 @@ class AnoVLModel(nn.Module):
             BackboneError: If the CLIP cannot be loaded.
             ValueError: If the class name or the domain is invalid.
         """
-        check_class_name(class_name)
-        if self.text_bank.is_for(class_name, domain, self.prompts):
+        return bool(self.build_text_banks([class_name], domain))
+
+    def build_text_banks(self, class_names: Sequence[str], domain: str = "auto") -> list[str]:
+        """Build the text banks of several classes, except those that the model has already.
+
+        Afterwards, the model has the banks of these classes and no others; a class's index is its position here.
+
+        Args:
+            class_names: What images show, as the dataset spells it; at least one class.
+            domain: Wording of the prompts. Default: ``auto``, by class name.
+
+        Returns:
+            The classes whose banks were built.
+
+        Raises:
+            BackboneError: If the CLIP cannot be loaded.
+            ValueError: If there is no class, or a class name or the domain is invalid.
+        """
+        if isinstance(class_names, str) or not class_names:
+            msg = f"class_names is {class_names!r}, but must be a list of at least one class; use e.g. ['bottle']"
+            raise ValueError(msg)
+        for class_name in class_names:
+            check_class_name(class_name)
+        names = list(dict.fromkeys(class_names))
+        banks = {bank.class_name: bank for bank in self.text_banks}
+        missing = [name for name in names if name not in banks or not banks[name].is_for(name, domain, self.prompts)]
+        if missing:
+            built = self._make_text_banks(missing, domain)
+            self.text_banks.replace([built.get(name) or banks[name] for name in names])
+        else:
+            self.text_banks.replace([banks[name] for name in names])
             self.image_tower.load()
-            return False
+        return missing
+
+    def _make_text_banks(self, class_names: list[str], domain: str) -> dict[str, TextBank]:
+        """Return the text banks of classes, from the cache or built; the image tower is loaded, too."""
+        banks = self._cached_text_banks(class_names, domain)
+        missing = [class_name for class_name in class_names if class_name not in banks]
+        if not missing:
+            self.image_tower.load()
+            return banks
         self.load()
         tower = self._text_tower.get().to(self.image_tower.device)
-        self.text_bank.build(tower, class_name, domain, self.prompts)
+        built = build_text_banks(tower, missing, domain, self.prompts)
+        if self.cache:
+            TextBankCache().store(self._weights(), self.source[0], tower, built)
         self._text_tower.release()
-        return True
+        return banks | dict(zip(missing, built, strict=True))
 
-    def forward(self, images: Tensor) -> InferenceBatch:
+    def _cached_text_banks(self, class_names: list[str], domain: str) -> dict[str, TextBank]:
+        # A tower in memory may be another than that of the source.
+        if not self.cache or self._text_tower.is_loaded:
+            return {}
+        cache = TextBankCache()
+        fingerprint = cache.recall(self._weights(), self.source[0])
+        return cache.find(fingerprint, class_names, domain, self.prompts, self.image_tower.device)
+
+    def _weights(self) -> Path:
+        return find_weights(*check_source(*self.source))
+
+    def forward(self, images: Tensor, class_index: Tensor | None = None) -> InferenceBatch:
         """Score images.
 
         Args:
             images: Resized to :attr:`image_size` and normalized with :attr:`mean` and :attr:`std`, shape (B, 3, H, W).
                 With tiles, of any size at least as large.
+            class_index: Which of the :attr:`text_banks` each image is compared with, int64, shape (B,). Default:
+                none, if there is one class.
 
         Returns:
             ``pred_score`` (B,) and ``anomaly_map`` (B, 1, H, W), float32 probabilities in (0, 1); 0.5 is where
             "normal" and "abnormal" are equally likely. With tiles, the map is averaged where they overlap, and the
-            class token's score is the mean over tiles.
+            class token's score is the mean over tiles. Images of several classes get what a batch of their own class
+            alone would give.
 
         Raises:
             RuntimeError: If no text bank has been built.
-            TypeError: If the images are not a floating-point tensor.
-            ValueError: If the images have the wrong shape, or their scores are not finite.
+            TypeError: If the images are not a floating-point tensor, or the indices not an integer one.
+            ValueError: If the images or indices have the wrong shape, an index is missing or out of range, or scores
+                are not finite.
         """
         check_images(images)
-        if not (self.text_bank.is_built and self.is_loaded):
+        if not (self.text_banks.is_built and self.is_loaded):
             msg = "the model has no text bank yet; set class_name or call build_text_bank(class_name) first"
             raise RuntimeError(msg)
         with torch.no_grad():
-            tiles, join = self._split(images)
-            tokens = self.encode(tiles)
-            margins = self.score(self.adapt(tokens.patch_tokens))
-            score, anomaly_map = self.aggregate(margins, tokens.class_token, tiles, join)
+            score, anomaly_map = self._margins(images, class_index)
         temperature = cast("float", self.image_tower.temperature)
         return InferenceBatch(
             pred_score=to_probability(score, temperature), anomaly_map=to_probability(anomaly_map, temperature)
         )
+
+    def _margins(self, images: Tensor, class_index: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the margins of images (B,) and their maps of margins (B, 1, H, W)."""
+        if len(self.text_banks) > 1 and class_index is not None and is_exporting():
+            # The graph takes any indices, so it cannot divide the batch by them.
+            return self._margins_of_class(images, self.text_bank, self.text_banks.state_embeddings[class_index])
+        if class_index is None or len(self.text_banks) == 1 or not len(images):
+            self.text_banks.check_index(class_index, images)
+            return self._margins_of_class(images, self.text_bank, self.text_bank.state_embeddings)
+        self.text_banks.check_index(class_index, images)
+        rows, scores, maps = [], [], []
+        for index in class_index.unique().tolist():
+            bank = self.text_banks[index]
+            rows.append((class_index == index).nonzero().flatten())
+            try:
+                score, anomaly_map = self._margins_of_class(images[rows[-1]], bank, bank.state_embeddings)
+            except NonFiniteImageError as error:
+                raise NonFiniteImageError(rows[-1][error.indices].tolist()) from None
+            scores.append(score)
+            maps.append(anomaly_map)
+        order = torch.cat(rows).argsort()
+        return torch.cat(scores)[order], torch.cat(maps)[order]
+
+    def _margins_of_class(self, images: Tensor, bank: TextBank, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the margins of images and maps, compared with states (2, C), or each with its own, (B, 2, C)."""
+        tiles, join = self._split(images)
+        tokens = self.encode(tiles)
+        margins = self.score(self.adapt(tokens.patch_tokens, bank), states)
+        return self.aggregate(margins, tokens.class_token, tiles, join, states)
 
     def encode(self, tiles: Tensor) -> VisionTokens:
         """Return the tokens of tiles (B, T, 3, t, t): class tokens (B, T, C) and patch tokens (B, T, N, C)."""
@@ -238,18 +331,25 @@ class AnoVLModel(nn.Module):
         tokens = self.image_tower(images) if self.tiles_per_side is None else in_chunks(self.image_tower, images)
         return VisionTokens(*(part.unflatten(0, (-1, tiles.shape[1])) for part in tokens))
 
-    def adapt(self, patch_tokens: Tensor) -> Tensor:
+    def adapt(self, patch_tokens: Tensor, text_bank: TextBank) -> Tensor:
         """Return adapted patch tokens (B, T, N, C); all tiles of an image are adapted together."""
         if self.adaptation is None:
             return patch_tokens
         together = patch_tokens.flatten(1, 2)
-        return adapt_tokens(self.adaptation, together, self.text_bank).view_as(patch_tokens)
+        return adapt_tokens(self.adaptation, together, text_bank).view_as(patch_tokens)
 
-    def score(self, patch_tokens: Tensor) -> Tensor:
-        """Return the margins (B, T, N) of patch tokens (B, T, N, C)."""
-        return abnormality_margin(patch_tokens, self.text_bank.state_embeddings)
+    def score(self, patch_tokens: Tensor, state_embeddings: Tensor) -> Tensor:
+        """Return the margins (B, T, N) of patch tokens (B, T, N, C), by states (2, C) or each image's, (B, 2, C)."""
+        return abnormality_margin(patch_tokens, state_embeddings)
 
-    def aggregate(self, margins: Tensor, class_token: Tensor, tiles: Tensor, join: Any) -> tuple[Tensor, Tensor]:
+    def aggregate(
+        self,
+        margins: Tensor,
+        class_token: Tensor,
+        tiles: Tensor,
+        join: Callable[[Tensor], Tensor],
+        state_embeddings: Tensor,
+    ) -> tuple[Tensor, Tensor]:
         """Return the margins of images (B,) and their maps of margins (B, 1, H, W).
 
         Args:
@@ -257,6 +357,7 @@ class AnoVLModel(nn.Module):
             class_token: Class tokens of the tiles, shape (B, T, C).
             tiles: The tiles themselves, for further views of them, shape (B, T, 3, t, t).
             join: Function that joins maps of tiles (B, T, 1, t, t) to maps of images.
+            state_embeddings: Unit vectors of "normal" and "abnormal", (2, C), or each image's own, (B, 2, C).
         """
         number = margins.shape[1]
         tile_maps = margin_map(margins.flatten(0, 1), self.image_tower.visual.grid_size, self.image_size)
@@ -264,8 +365,12 @@ class AnoVLModel(nn.Module):
         views = self.image_score.image_views
         class_margins = None
         if views:
-            own = abnormality_margin(class_token.flatten(0, 1), self.text_bank.state_embeddings)
-            over_views = mean_over_views(self._class_margin, tiles.flatten(0, 1), views, own)
+            if state_embeddings.ndim == 3:
+                state_embeddings = state_embeddings.repeat_interleave(number, dim=0)
+            own = abnormality_margin(class_token.flatten(0, 1), state_embeddings)
+            over_views = mean_over_views(
+                partial(self._class_margin, state_embeddings=state_embeddings), tiles.flatten(0, 1), views, own
+            )
             class_margins = over_views.unflatten(0, (-1, number)).mean(1)
         score = combine_margins(self.image_score, class_margins, anomaly_map)
         # Checked before joining, because anomalib's tiler turns NaN into 0. Graphs cannot hold checks.
@@ -275,8 +380,8 @@ class AnoVLModel(nn.Module):
                 raise NonFiniteImageError((~finite).nonzero().flatten().tolist())
         return score, anomaly_map
 
-    def _class_margin(self, images: Tensor) -> Tensor:
-        return abnormality_margin(self.image_tower.class_token(images), self.text_bank.state_embeddings)
+    def _class_margin(self, images: Tensor, state_embeddings: Tensor) -> Tensor:
+        return abnormality_margin(self.image_tower.class_token(images), state_embeddings)
 
     def _split(self, images: Tensor) -> tuple[Tensor, Any]:
         if self.tiles_per_side is not None:

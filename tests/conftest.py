@@ -37,6 +37,20 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
+@pytest.fixture(autouse=True)
+def _empty_cache(tmp_path_factory, monkeypatch):
+    """Give each test, and the processes it starts, an empty cache of text banks."""
+    monkeypatch.setenv("ANOVL_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _session_cache(tmp_path_factory):
+    """Keep fixtures of a wider scope from the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ANOVL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _tiny_architectures():
     import open_clip

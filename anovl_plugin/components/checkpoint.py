@@ -31,12 +31,12 @@ class CheckpointMixin(ModelMixin):
 
     Attributes:
         model: The torch model.
-        checkpoint_class: The class of the text bank that came with a checkpoint; ``None`` without one.
+        checkpoint_classes: The classes of the text banks that came with a checkpoint; none without one.
         has_default_pre_processor: Whether the pre-processor is the model's own.
     """
 
     model: AnoVLModel
-    checkpoint_class: str | None = None
+    checkpoint_classes: tuple[str, ...] = ()
     has_default_pre_processor: bool
     _was_given_pre_processor: bool
 
@@ -52,9 +52,11 @@ class CheckpointMixin(ModelMixin):
         return None if trainer is None else getattr(trainer, "datamodule", None)
 
     @property
-    def category(self) -> str | None:
-        """The category of the data module, if it has one."""
-        return getattr(self.datamodule, "category", None) or None
+    def categories(self) -> tuple[str, ...]:
+        """The categories of the data module, if it has any."""
+        several = getattr(self.datamodule, "categories", ())
+        category = getattr(self.datamodule, "category", None)
+        return tuple(several) or ((category,) if category else ())
 
     @classmethod
     def load_from_checkpoint(cls: type[Model], *args: Any, **kwargs: Any) -> Model:  # noqa: PYI019 - from Python 3.11
@@ -94,7 +96,7 @@ class CheckpointMixin(ModelMixin):
             RuntimeError: If there is no text bank yet.
         """
         super().on_save_checkpoint(checkpoint)
-        if not self.model.text_bank.is_built:
+        if not self.model.text_banks.is_built:
             msg = "there is no text bank to save yet; validate, test or call build_text_bank() first"
             raise RuntimeError(msg)
         checkpoint["anomalib_components_enabled"]["post_processor_class"] = type(self.post_processor).__name__
@@ -114,14 +116,14 @@ class CheckpointMixin(ModelMixin):
             # What differs from the checkpoint was changed on purpose.
             settings, changed = self.settings, changed_settings(self.settings, saved)
         else:
-            settings, changed = reconcile(self.settings, DEFAULTS, saved, self.category), []
+            settings, changed = reconcile(self.settings, DEFAULTS, saved, self.categories), []
         with loading_checkpoint():
             if settings != self.settings or not self.model.is_loaded:
                 arguments = {name: settings[name] for name in settings if name not in {"class_name", "save_backbone"}}
                 self.model = AnoVLModel(**arguments).to(self.device)
                 self.save_hyperparameters(settings)
             self.model.prepare_for_checkpoint(saved.clip, has_weights=saved.has_tower)
-        self.checkpoint_class = saved.bank["class_name"]
+        self.checkpoint_classes = tuple(saved.class_names)
         self._restore_components(checkpoint, changed)
         if changed:
             self._restart_thresholds(checkpoint, changed)

@@ -1,5 +1,6 @@
 """Export with the text bank inside, after a check that a graph can hold the model."""
 
+import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,15 +8,24 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
+from anomalib.deploy import ExportType
+from torch import nn
+
 from anovl_plugin.components.mixin import ModelMixin
 from anovl_plugin.torch_model import AnoVLModel
 
 
 class TextBankExportMixin(ModelMixin):
-    """anomalib's exports, for a model whose text bank must be built first."""
+    """anomalib's exports, for a model whose text bank must be built first.
+
+    A model of several classes is exported with them all: its graph has a second input, ``class_index``, int64 of shape
+    (B,), and ``model.classes.json`` beside it lists the classes in the order of their indices.
+    """
 
     model: AnoVLModel
     build_text_bank: Callable[[], None]
+    classes_to_choose_from: Callable[[], tuple[str, ...]]
 
     def to_torch(self, *args: Any, **kwargs: Any) -> Path:
         """Export as anomalib does, with the text bank inside."""
@@ -42,11 +52,17 @@ class TextBankExportMixin(ModelMixin):
         """
         check_exportable(self.model, input_size)
         self.build_text_bank()
+        names = self.classes_to_choose_from()
         # torch's exporter cannot downgrade to anomalib's default opset.
         kwargs.setdefault("opset_version", 18)
         kwargs.setdefault("verbose", False)
         with quiet_exporter():
-            return super().to_onnx(export_root, model_file_name, input_size, **kwargs)
+            if not names:
+                return super().to_onnx(export_root, model_file_name, input_size, **kwargs)
+            folder = Path(export_root) / "weights" / ExportType.ONNX.value
+            path = export_with_classes(self, folder / f"{model_file_name}.onnx", input_size, **kwargs)
+        write_class_names(path, names)
+        return path
 
     def to_openvino(self, *args: Any, **kwargs: Any) -> Path:
         """Export as anomalib does, by way of :meth:`to_onnx`.
@@ -60,7 +76,10 @@ class TextBankExportMixin(ModelMixin):
             ModuleNotFoundError: If OpenVINO is not installed.
         """
         check_openvino()
-        return super().to_openvino(*args, **kwargs)
+        path = super().to_openvino(*args, **kwargs)
+        if names := self.classes_to_choose_from():
+            write_class_names(path, names)
+        return path
 
 
 def check_exportable(model: AnoVLModel, input_size: tuple[int, int] | None) -> None:
@@ -85,6 +104,46 @@ def check_exportable(model: AnoVLModel, input_size: tuple[int, int] | None) -> N
             "to the height and width of your images (--input_size [1536,2048]), or export as torch"
         )
         raise ValueError(msg)
+
+
+def export_with_classes(model: nn.Module, path: Path, input_size: tuple[int, int] | None, **kwargs: Any) -> Path:
+    """Export a model to ONNX with a second input, ``class_index``; anomalib's export is for one input.
+
+    Args:
+        model: Maps images (B, 3, H, W) and indices (B,) to an ``InferenceBatch``.
+        path: File to write.
+        input_size: Height and width in pixels of the images that the graph takes; ``None`` for any.
+        **kwargs: Passed on to ``torch.onnx.export``.
+
+    Returns:
+        The file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    device = next(model.parameters()).device
+    # The exporter takes dimensions of size 1 as constant.
+    images, index = torch.zeros(2, 3, *(input_size or (32, 32)), device=device), torch.zeros(2, dtype=torch.long)
+    index = index.to(device)
+    names = [name for name, value in model.eval()(images, index)._asdict().items() if value is not None]
+    batch = torch.export.Dim("batch_size")
+    axes = {0: batch}
+    if input_size is None:
+        axes |= {2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
+    torch.onnx.export(
+        model,
+        (images, index),
+        str(path),
+        input_names=["input", "class_index"],
+        output_names=names,
+        dynamic_shapes=(axes, {0: batch}),
+        dynamo=True,
+        **kwargs,
+    )
+    return path
+
+
+def write_class_names(path: Path, class_names: tuple[str, ...]) -> None:
+    """Write the classes of an exported graph beside it, in the order of their indices."""
+    path.with_suffix(".classes.json").write_text(json.dumps(class_names, ensure_ascii=False, indent=2), "utf-8")
 
 
 def check_openvino() -> None:

@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping
 from inspect import signature
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from anomalib.data import Batch, InferenceBatch
 from anomalib.post_processing import PostProcessor
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from anovl_plugin.components.class_statistics import ClassStatistics
 from anovl_plugin.components.normalization import normalize
 from anovl_plugin.components.post_processor_settings import check_settings
 from anovl_plugin.components.threshold import MidwayThreshold
@@ -33,6 +35,9 @@ class ZeroShotPostProcessor(PostProcessor):
       are normal, it lies 0.001 above their highest score. See :func:`.threshold.move_off_score`.
     - Normalization maps the threshold to 0.5, the validation range to [0.1, 0.9], and what lies beyond the range to
       the rest of [0, 1], so that different scores stay different. See :func:`.normalization.normalize`.
+
+    If a run has several classes, each has a threshold and a range of its own, as far as the validation data hold normal
+    and abnormal images of it; the others have those of all images together.
 
     An image or a pixel is abnormal if its normalized score is above 1 − sensitivity. With a sensitivity of 0.5 that is
     exactly where the score before normalization is above the threshold. Labels do not depend on whether the scores
@@ -87,26 +92,54 @@ class ZeroShotPostProcessor(PostProcessor):
         replace_threshold_metrics(self, MidwayThreshold)
         self._given = {name: value for name, value in settings.items() if value != _DEFAULTS[name]}
         self._apply_settings(settings)
+        self.class_statistics = ClassStatistics()
         self.register_load_state_dict_post_hook(_check_loaded_buffers)
 
     @property
     def image_threshold(self) -> Tensor:
-        """Image score, before normalization, that becomes 0.5."""
+        """Image score, before normalization, that becomes 0.5; over all classes together."""
         image, pixel = self._known_thresholds()
         return self._fill_in(image, pixel)
 
     @property
     def pixel_threshold(self) -> Tensor:
-        """Pixel score, before normalization, that becomes 0.5."""
+        """Pixel score, before normalization, that becomes 0.5; over all classes together."""
         image, pixel = self._known_thresholds()
         return self._fill_in(pixel, image)
 
-    def forward(self, predictions: InferenceBatch) -> InferenceBatch:
+    def image_thresholds(self, class_index: Tensor | None) -> Tensor:
+        """Return the image threshold of each image's class (B,), or without classes, a scalar."""
+        return self._of_classes("image_threshold", class_index)
+
+    def pixel_thresholds(self, class_index: Tensor | None) -> Tensor:
+        """Return the pixel threshold of each image's class (B,), or without classes, a scalar."""
+        return self._of_classes("pixel_threshold", class_index)
+
+    def resize(self, number: int) -> None:
+        """Keep statistics of this many classes; 0 if there are fewer than two."""
+        if number != self.class_statistics.number:
+            self.class_statistics.resize(number)
+
+    def on_validation_batch_end(  # type: ignore[override] # as anomalib declares it
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Batch, *args: Any, **kwargs: Any
+    ) -> None:
+        """Take in the scores of a batch, for all classes together and for each."""
+        super().on_validation_batch_end(trainer, pl_module, outputs, *args, **kwargs)
+        if self.class_statistics.number:
+            self.class_statistics.update(outputs, thresholds=self.enable_thresholding, ranges=self.enable_normalization)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Set the thresholds and ranges of all classes together and of each."""
+        super().on_validation_epoch_end(trainer, pl_module)
+        self.class_statistics.compute()
+
+    def forward(self, predictions: InferenceBatch, class_index: Tensor | None = None) -> InferenceBatch:
         """Normalize scores and label them, as far as that is enabled.
 
         Args:
             predictions: Image scores (B,) and anomaly maps (B, 1, H, W) in [0, 1]. Either may be missing; without image
                 scores, the highest pixel of each map is used.
+            class_index: Index of each image's class, shape (B,). Default: none; all images have common thresholds.
 
         Returns:
             Scores and maps, with labels (B,) and masks (B, 1, H, W).
@@ -120,7 +153,8 @@ class ZeroShotPostProcessor(PostProcessor):
                 msg = "predictions have neither pred_score nor anomaly_map; pass at least one of them"
                 raise ValueError(msg)
             scores = maps.amax(dim=(-2, -1))
-        normal_scores, normal_maps = self._normalize_images(scores), self._normalize_pixels(maps)
+        normal_scores = self.normalize_scores("image", scores, class_index)
+        normal_maps = self.normalize_scores("pixel", maps, class_index)
         return InferenceBatch(
             pred_score=normal_scores if self.enable_normalization else scores,
             anomaly_map=normal_maps if self.enable_normalization else maps,
@@ -138,15 +172,19 @@ class ZeroShotPostProcessor(PostProcessor):
 
     def threshold_batch(self, batch: Batch) -> None:
         """Add labels and masks to a batch of scores that are not normalized yet, unless it has them."""
+        index = getattr(batch, "class_index", None)
         if batch.pred_label is None:
-            batch.pred_label = _exceeds(self._normalize_images(batch.pred_score), self.normalized_image_threshold)
+            scores = self.normalize_scores("image", batch.pred_score, index)
+            batch.pred_label = _exceeds(scores, self.normalized_image_threshold)
         if batch.pred_mask is None:
-            batch.pred_mask = _exceeds(self._normalize_pixels(batch.anomaly_map), self.normalized_pixel_threshold)
+            maps = self.normalize_scores("pixel", batch.anomaly_map, index)
+            batch.pred_mask = _exceeds(maps, self.normalized_pixel_threshold)
 
     def normalize_batch(self, batch: Batch) -> None:
         """Normalize the scores and maps of a batch."""
-        batch.pred_score = self._normalize_images(batch.pred_score)
-        batch.anomaly_map = self._normalize_pixels(batch.anomaly_map)
+        index = getattr(batch, "class_index", None)
+        batch.pred_score = self.normalize_scores("image", batch.pred_score, index)
+        batch.anomaly_map = self.normalize_scores("pixel", batch.anomaly_map, index)
 
     def reset(self) -> None:
         """Discard what validation data set: thresholds return to 0.5, and there is no range.
@@ -158,6 +196,7 @@ class ZeroShotPostProcessor(PostProcessor):
             buffer.fill_(float("nan"))
         for metric in (*threshold_metrics(self), *range_metrics(self)):
             metric.reset()
+        self.class_statistics.reset()
 
     def checkpoint_config(self) -> dict[str, Any]:
         """Return the settings to save in a checkpoint. Thresholds from validation data are in its state."""
@@ -197,11 +236,33 @@ class ZeroShotPostProcessor(PostProcessor):
             own = torch.where(own.isnan(), other, own)
         return own.nan_to_num(nan=DEFAULT_THRESHOLD)
 
-    def _normalize_images(self, scores: Tensor | None) -> Tensor | None:
-        return None if scores is None else normalize(scores, self.image_threshold, self.image_min, self.image_max)
+    def normalize_scores(
+        self, kind: Literal["image", "pixel"], scores: Tensor | None, class_index: Tensor | None = None
+    ) -> Tensor | None:
+        """Return scores normalized by the threshold and range of each image's class.
 
-    def _normalize_pixels(self, maps: Tensor | None) -> Tensor | None:
-        return None if maps is None else normalize(maps, self.pixel_threshold, self.pixel_min, self.pixel_max)
+        Args:
+            kind: Whether the scores are those of images or of pixels.
+            scores: Scores in [0, 1] of shape (B, ...), or ``None``.
+            class_index: Index of each image's class, shape (B,). Default: none, by those of all images together.
+
+        Returns:
+            Scores in [0, 1], of the same shape; ``None`` for ``None``.
+        """
+        if scores is None:
+            return None
+        statistics = (self._of_classes(f"{kind}_{name}", class_index) for name in ("threshold", "min", "max"))
+        # One value per image, which all of its pixels are compared with.
+        shape = [-1, *[1] * (scores.ndim - 1)]
+        return normalize(scores, *(value if value.ndim == 0 else value.view(shape) for value in statistics))
+
+    def _of_classes(self, name: str, class_index: Tensor | None) -> Tensor:
+        """Return a statistic of each image's class (B,), or a scalar if there are no classes to tell apart."""
+        common = getattr(self, name)
+        is_fixed = name.endswith("_threshold") and getattr(self, f"fixed_{name}") is not None
+        if class_index is None or not self.class_statistics.number or is_fixed:
+            return common
+        return self.class_statistics.of(name, class_index, common)
 
     def _validated_buffers(self) -> dict[str, Tensor]:
         """Return the buffers that validation data set, by a name for messages."""
@@ -217,10 +278,12 @@ def _exceeds(scores: Tensor | None, threshold: Tensor) -> Tensor | None:
 def _check_loaded_buffers(module: ZeroShotPostProcessor, incompatible_keys: object) -> None:
     """Raise ValueError if loaded thresholds or ranges are not in [0, 1]."""
     del incompatible_keys
-    for name, buffer in module._validated_buffers().items():  # noqa: SLF001, a hook of this module's class
-        if buffer < 0 or buffer > 1:
+    own = module._validated_buffers().items()  # noqa: SLF001, a hook of this module's class
+    for name, buffer in [*own, *module.class_statistics.named_buffers()]:
+        wrong = buffer[(buffer < 0) | (buffer > 1)]
+        if len(wrong):
             msg = (
-                f"the checkpoint's {name} is {buffer.item():g}, but scores lie in [0, 1]; validate again with "
+                f"the checkpoint's {name} is {wrong[0].item():g}, but scores lie in [0, 1]; validate again with "
                 "ZeroShotPostProcessor"
             )
             raise ValueError(msg)

@@ -4,9 +4,10 @@ A checkpoint is authoritative: what the user leaves at its default comes from th
 must agree with it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from anovl_plugin.components.classes import FROM_FOLDER
 from anovl_plugin.config import shown, to_config
 from anovl_plugin.scoring.image_score import GlobalScore
 from anovl_plugin.torch_model import AnoVLModel
@@ -16,7 +17,8 @@ from anovl_plugin.vision.backbone import DEFAULT_BACKBONE, DEFAULT_PRETRAINED
 TOWER = "model.image_tower.visual."
 SETTINGS = "_extra_state"
 CLIP = "model.image_tower._extra_state"
-BANK = "model.text_bank._extra_state"
+# Prefix of the text banks.
+BANKS = "model.text_banks."
 # Settings that change scores: thresholds belong to the values they were set with.
 SCORING = (
     "backbone",
@@ -42,8 +44,11 @@ DEFAULTS: dict[str, Any] = {
     "image_score": to_config(GlobalScore()),
     "tiles_per_side": None,
     "adaptation": None,
+    "cache": True,
     "save_backbone": False,
 }
+# Settings that change no score: the user's hold, whatever the checkpoint says.
+_HOUSEKEEPING = {"save_backbone", "cache"}
 
 
 class CheckpointError(ValueError):
@@ -56,17 +61,24 @@ class SavedModel(NamedTuple):
     Attributes:
         settings: The constructor's arguments.
         clip: Source, architecture, temperature and fingerprint of the CLIP.
-        bank: Class and domain of the text bank.
+        banks: Class and domain of each text bank.
         has_tower: Whether the checkpoint holds the image tower.
     """
 
     settings: dict[str, Any]
     clip: dict[str, Any]
-    bank: dict[str, Any]
+    banks: list[dict[str, Any]]
     has_tower: bool
 
+    @property
+    def class_names(self) -> list[str]:
+        """The classes of the text banks."""
+        return [bank["class_name"] for bank in self.banks]
 
-def settings_of(model: AnoVLModel, class_name: str | None, domain: str, save_backbone: bool) -> dict[str, Any]:
+
+def settings_of(
+    model: AnoVLModel, class_name: str | dict[str, str] | None, domain: str, save_backbone: bool
+) -> dict[str, Any]:
     """Return the arguments of a model's constructor as plain data, except for components."""
     backbone, pretrained = model.source
     return {
@@ -79,6 +91,7 @@ def settings_of(model: AnoVLModel, class_name: str | None, domain: str, save_bac
         "image_score": to_config(model.image_score),
         "tiles_per_side": model.tiles_per_side,
         "adaptation": to_config(model.adaptation),
+        "cache": model.cache,
         "save_backbone": save_backbone,
     }
 
@@ -90,14 +103,15 @@ def read_saved_model(checkpoint: Mapping[str, Any]) -> SavedModel:
         CheckpointError: If another model, or an incompatible version of this one, wrote the checkpoint.
     """
     state = checkpoint.get("state_dict", {})
-    if not {SETTINGS, CLIP, BANK} <= set(state):
+    banks = [value for key, value in state.items() if key.startswith(BANKS) and key.endswith("._extra_state")]
+    if not (banks and {SETTINGS, CLIP} <= set(state)):
         msg = (
             "the checkpoint was not written by this version of AnoVL: it lacks the settings or the text bank; "
             "set ckpt_path to a checkpoint of AnoVL, or write it again with `anomalib test`"
         )
         raise CheckpointError(msg)
     has_tower = any(key.startswith(TOWER) for key in state)
-    return SavedModel(state[SETTINGS]["settings"], state[CLIP], state[BANK], has_tower)
+    return SavedModel(state[SETTINGS]["settings"], state[CLIP], banks, has_tower)
 
 
 def without_tower(state_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,7 +120,7 @@ def without_tower(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def reconcile(
-    given: Mapping[str, Any], defaults: Mapping[str, Any], saved: SavedModel, category: str | None = None
+    given: Mapping[str, Any], defaults: Mapping[str, Any], saved: SavedModel, categories: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Return the settings to use with a checkpoint.
 
@@ -114,7 +128,7 @@ def reconcile(
         given: The settings of the model that loads the checkpoint.
         defaults: Default of each setting.
         saved: What the checkpoint says.
-        category: Category of the data module, if there is one.
+        categories: Categories of the data module, if it has any.
 
     Returns:
         The checkpoint's value of each setting, or the user's if it only says where the same weights are, or what to
@@ -125,8 +139,8 @@ def reconcile(
     """
     # The values that were in effect for settings left open.
     in_effect = saved.settings | {
-        "class_name": saved.bank["class_name"],
-        "domain": saved.bank["domain"],
+        "class_name": saved.class_names[0] if len(saved.banks) == 1 else saved.class_names,
+        "domain": saved.banks[0]["domain"] if len({bank["domain"] for bank in saved.banks}) == 1 else "auto",
         "image_size": tuple(saved.settings["image_size"] or saved.clip["spec"]["image_size"]),
     }
     merged = dict(saved.settings)
@@ -136,17 +150,21 @@ def reconcile(
         if not is_set[name] or value == in_effect[name] or given[name] == saved.settings[name]:
             continue
         # Weights may have been moved; their fingerprint tells whether they are the same.
-        if name == "save_backbone" or (name in {"backbone", "pretrained"} and not saved.has_tower):
+        if name in _HOUSEKEEPING or (name in {"backbone", "pretrained"} and not saved.has_tower):
+            merged[name] = given[name]
+        elif name == "class_name" and len(saved.banks) > 1 and is_among(given[name], saved.class_names):
+            # The checkpoint knows them all; this says which image shows which.
             merged[name] = given[name]
         else:
             raise _contradiction(name, given[name], in_effect[name])
     if merged["backbone"] != saved.settings["backbone"]:
         merged["pretrained"] = given["pretrained"]
-    if category and saved.settings["class_name"] is None and category != saved.bank["class_name"]:
+    unknown = next((category for category in categories if category not in saved.class_names), None)
+    if unknown is not None and saved.settings["class_name"] is None:
         msg = (
-            f"the data module's category is {category!r}, but the checkpoint was made with "
-            f"{in_effect['class_name']!r}, and its thresholds belong to that; use a checkpoint of {category!r}, or run "
-            "without ckpt_path"
+            f"the data module's category is {unknown!r}, but the checkpoint was made with "
+            f"{' and '.join(map(repr, saved.class_names))}, and its thresholds belong to that; use a checkpoint of "
+            f"{unknown!r}, or run without ckpt_path"
         )
         raise CheckpointError(msg)
     return merged
@@ -154,7 +172,17 @@ def reconcile(
 
 def changed_settings(settings: Mapping[str, Any], saved: SavedModel) -> list[str]:
     """Return the names of the settings that change scores and differ from the checkpoint's."""
-    return [name for name in SCORING if settings[name] != saved.settings[name]]
+    changed = [name for name in SCORING if settings[name] != saved.settings[name]]
+    if len(saved.banks) > 1 and is_among(settings["class_name"], saved.class_names):
+        return [name for name in changed if name != "class_name"]
+    return changed
+
+
+def is_among(class_name: str | Mapping[str, str] | None, class_names: Sequence[str]) -> bool:
+    """Return whether a ``class_name`` setting asks for these classes only; folders are known once there are images."""
+    if isinstance(class_name, Mapping):
+        return set(class_name.values()) <= set(class_names)
+    return class_name in (None, FROM_FOLDER, *class_names)
 
 
 def _as_pair(image_size: Any) -> tuple[int, int] | None:

@@ -13,6 +13,7 @@ from torchvision.transforms.v2 import Transform
 
 __all__ = [
     "ImageUpscaleMode",
+    "PreSplitDataModule",
     "Tiler",
     "can_be_saved",
     "count_tiles",
@@ -25,6 +26,16 @@ __all__ = [
     "threshold_metrics",
     "validated_thresholds",
 ]
+
+
+class PreSplitDataModule(AnomalibDataModule):
+    """A data module whose ``_setup`` sets all three subsets, so that nothing is left to split."""
+
+    def _create_test_split(self) -> None:
+        """Keep the test data as they are."""
+
+    def _create_val_split(self) -> None:
+        """Keep the validation data as they are."""
 
 
 def count_tiles(tiler: Tiler) -> int:

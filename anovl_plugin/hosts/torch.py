@@ -18,3 +18,28 @@ class Float32Buffers(nn.Module):
             if buffer is not None:
                 self._buffers[name] = buffer.to(fn(buffer).device, torch.float32)
         return self
+
+
+class ResizableModuleList(nn.ModuleList):
+    """A list of modules of one kind that takes as many as a state dict holds.
+
+    ``nn.Module`` has no public hook before its children are loaded in the oldest version of torch that is supported.
+    """
+
+    def new_module(self) -> nn.Module:
+        """Return a module to load into; subclasses define it."""
+        raise NotImplementedError
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
+        held = {int(name) for key in state_dict if (name := key.removeprefix(prefix).split(".")[0]).isdigit()}
+        number = len(held) or len(self)
+        del self[number:]
+        self.extend(self.new_module() for _ in range(number - len(self)))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def state_version(module: nn.Module) -> tuple[tuple[int, int], ...]:
+    """Return what differs once a parameter or buffer of a module has been changed or replaced."""
+    tensors = [*module.parameters(), *module.buffers()]
+    # Inference tensors have no version; nothing changes them outside of inference mode.
+    return tuple((id(tensor), -1 if tensor.is_inference() else tensor._version) for tensor in tensors)

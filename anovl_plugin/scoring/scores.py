@@ -24,14 +24,17 @@ def cosine_difference(tokens: Tensor, state_embeddings: Tensor) -> Tensor:
 
     Args:
         tokens: Tokens in the joint space, of any length, shape (..., C). A zero token gives 0.
-        state_embeddings: Unit vectors of "normal" and "abnormal", shape (2, C).
+        state_embeddings: Unit vectors of "normal" and "abnormal", shape (2, C), or (B, 2, C), one pair for each entry
+            of the tokens' first dimension.
 
     Returns:
         Differences in [−2, 2], shape (...,), in the tokens' dtype.
     """
     # The same floor as F.normalize's, which float16 does not have.
     length = torch.linalg.vector_norm(tokens, dim=-1).clamp(min=max(torch.finfo(tokens.dtype).tiny, 1e-12))
-    return (tokens @ (state_embeddings[1] - state_embeddings[0])) / length
+    direction = state_embeddings[..., 1, :] - state_embeddings[..., 0, :]
+    dot = tokens @ direction if direction.ndim == 1 else torch.einsum("b...c,bc->b...", tokens, direction)
+    return dot / length
 
 
 def abnormality_margin(tokens: Tensor, state_embeddings: Tensor) -> Tensor:
@@ -39,7 +42,8 @@ def abnormality_margin(tokens: Tensor, state_embeddings: Tensor) -> Tensor:
 
     Args:
         tokens: Tokens in the joint space, of any length, shape (..., C).
-        state_embeddings: Unit vectors of "normal" and "abnormal", shape (2, C).
+        state_embeddings: Unit vectors of "normal" and "abnormal", shape (2, C), or (B, 2, C), as for
+            :func:`cosine_difference`.
 
     Returns:
         Margins in (−0.5, 0.5), float32, shape (...,). Computed in float32 under any autocast.

@@ -11,7 +11,7 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +28,7 @@ from anovl_plugin.text.prompts import Prompts
 from anovl_plugin.text.text_bank import TextBank, hash_prompts
 from anovl_plugin.text.text_tower import TextTower
 
+FOLDER_VARIABLE = "ANOVL_CACHE"
 # Change it whenever the same key could mean other embeddings.
 _FORMAT = "1"
 _PROBE = "A  Photo of 2 Wälzlager's 螺栓 &amp; bolts!"
@@ -68,14 +69,53 @@ class TextBankCache:
     """Text banks in a folder; several processes may use it at once.
 
     Args:
-        folder: Where the files are. Default: ``anovl_plugin`` in the user's cache folder.
+        folder: Where the files are. Default: the environment variable ``ANOVL_CACHE``, else ``anovl_plugin`` in the
+            user's cache folder.
         max_files: How many files are kept, those used last. A text bank of the paper's prompts and CLIP takes 2.4 MB.
             Default: 256.
     """
 
     def __init__(self, folder: Path | None = None, max_files: int = 256) -> None:
-        self.folder = platformdirs.user_cache_path("anovl_plugin") if folder is None else Path(folder)
+        own = os.environ.get(FOLDER_VARIABLE) or platformdirs.user_cache_path("anovl_plugin")
+        self.folder = Path(own if folder is None else folder)
         self.max_files = max_files
+
+    def find(
+        self,
+        fingerprint: str | None,
+        class_names: Sequence[str],
+        domain: str = "auto",
+        prompts: Prompts | None = None,
+        device: torch.device | str = "cpu",
+    ) -> dict[str, TextBank]:
+        """Return the text banks of classes, as far as they are in the cache.
+
+        Args:
+            fingerprint: Of the text tower, see :meth:`recall`.
+            class_names: What images show, as the dataset spells it.
+            domain: Domain of the prompts. Default: ``auto``, by class name.
+            prompts: What prompts are made of. Default: the paper's.
+            device: Where the banks are used. Default: the CPU.
+
+        Returns:
+            Banks by class name.
+        """
+        found = {name: self.load(fingerprint, name, domain, prompts, device) for name in class_names}
+        return {name: bank for name, bank in found.items() if bank is not None}
+
+    def store(self, weights: Path, backbone: str, tower: TextTower, banks: Iterable[TextBank]) -> None:
+        """Store text banks for :meth:`find`.
+
+        Args:
+            weights: File of the CLIP's weights, which the tower was loaded from.
+            backbone: The architecture.
+            tower: The text tower that the banks were built with.
+            banks: The banks.
+        """
+        fingerprint = tower_fingerprint(tower)
+        for bank in banks:
+            self.save(fingerprint, bank)
+        self.remember(weights, backbone, fingerprint)
 
     def load(
         self,

@@ -22,7 +22,7 @@ class PromptTooLongError(ValueError):
     Args:
         prompt: The sentence.
         context_length: How many tokens the tower reads.
-        remedy: What to do. Defaults to ``"shorten it"``.
+        remedy: What to do. Default: ``"shorten it"``.
     """
 
     def __init__(self, prompt: str, context_length: int, remedy: str = "shorten it") -> None:
@@ -76,8 +76,8 @@ class TextTower(nn.Module):
 
         Args:
             prompts: K sentences.
-            batch_size: How many are encoded at once. Defaults to 64.
-            truncate_context: Truncate the context where the tower is causal. Defaults to ``True``.
+            batch_size: How many are encoded at once. Default: 64.
+            truncate_context: Truncate the context where the tower is causal. Default: yes.
 
         Returns:
             Embeddings (K, C), float32, on the tower's device, not normalized.

@@ -297,6 +297,12 @@ CLASS_NAME = Kind(
     ("must be a string that names", "must name what the images show", "use letters that can", "use a shorter"),
     ("bottle", "metal_nut", "Schraube äöü", "部品", "{}", "x" * 1000, "x" * 1001),
 )
+CLASS_NAMES = Kind(
+    lambda value: value is None or isinstance(value, str) or (type(value) is dict and all_strings(value)),
+    lambda value: value is None or (CLASS_NAME.in_range(value) if isinstance(value, str) else value == {"a": "bottle"}),
+    (*CLASS_NAME.advice, "must map names of folders to class names"),
+    (*CLASS_NAME.samples, "from_folder", {"a": "bottle"}, {"a/b": "bottle"}, {"a": " "}),
+)
 DOMAIN = choice(("auto", "object", "texture"), "must be one of 'auto', 'object', 'texture'")
 OWN_PROMPTS = {"extends": "paper", "defects": ["scratch"]}
 PROMPTS = Kind(
@@ -320,6 +326,7 @@ MODEL = {
     "image_score": IMAGE_SCORE,
     "tiles_per_side": whole_number(1, 64, "must be a number of tiles along the short side, 1 to 64").or_none(),
     "adaptation": ADAPTATION,
+    "cache": flag("must be true or false"),
 }
 COMPONENTS = {
     "pre_processor": component(nn.Module, AntialiasedPreProcessor(Resize(96))),
@@ -347,6 +354,10 @@ THRESHOLD = Kind(
 BATCH_SIZE = whole_number(1, 2**31 - 1, "must be a whole number from 1 to 2147483647")
 
 
+def all_strings(value: dict) -> bool:
+    return all(isinstance(each, str) for pair in value.items() for each in pair)
+
+
 def is_folder_path(value: object) -> bool:
     if value is None:
         return True
@@ -355,7 +366,7 @@ def is_folder_path(value: object) -> bool:
 
 
 CONTRACTS: dict[Callable, dict[str, Kind]] = {
-    AnoVL: MODEL | {"save_backbone": flag("must be true or false")} | COMPONENTS,
+    AnoVL: MODEL | {"class_name": CLASS_NAMES, "save_backbone": flag("must be true or false")} | COMPONENTS,
     AnoVLModel: MODEL,
     TextAdapter: ADAPTER,
     LinearAdapter: ADAPTER,

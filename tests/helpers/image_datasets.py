@@ -30,6 +30,14 @@ def write_png(path: Path, pixels: np.ndarray) -> None:
         raise OSError(msg)
 
 
+def read_png(path: Path) -> np.ndarray:
+    pixels = cv2.imread(str(path))
+    if pixels is None:
+        msg = f"cannot read {path}"
+        raise OSError(msg)
+    return pixels
+
+
 def write_images(
     folder: Path, count: int, seed: int, masks: Path | None = None, suffix: str = "", *, abnormal: bool = False
 ) -> None:

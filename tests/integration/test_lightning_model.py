@@ -74,11 +74,13 @@ def test_data_modules(kind, make, tmp_path):
     ],
 )
 def test_the_log_says_what_the_text_bank_asks(options, lines, make, caplog):
-    with caplog.at_level("INFO", logger="anovl_plugin.lightning_model"):
+    with caplog.at_level("INFO", logger="anovl_plugin.components.classes_of_run"):
         model = make(**options)
         model.build_text_bank()
         model.build_text_bank()
-    assert [record.getMessage() for record in caplog.records if record.name == "anovl_plugin.lightning_model"] == lines
+    assert [
+        record.getMessage() for record in caplog.records if record.name == "anovl_plugin.components.classes_of_run"
+    ] == lines
 
 
 def test_learning_type(make):

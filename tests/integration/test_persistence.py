@@ -57,11 +57,12 @@ def test_checkpoint_holds_plain_data(run, weights_of):
         "tiles_per_side": None,
         "adaptation": None,
         "prompts": None,
+        "cache": True,
         "save_backbone": False,
     }
     state = saved["state_dict"]
     assert saved["hyper_parameters"] == state["_extra_state"]["settings"] == settings
-    bank = state["model.text_bank._extra_state"]
+    bank = state["model.text_banks.0._extra_state"]
     assert (bank["class_name"], bank["domain"]) == ("bottle", "object")
     assert set(state["model.image_tower._extra_state"]) == {"source", "spec", "temperature", "fingerprint"}
     assert not [

@@ -119,9 +119,9 @@ def test_the_state_dict_holds_the_image_tower_the_bank_and_what_they_are(own):
     own.build_text_bank("bottle")
     assert set(own.state_dict()) == {f"image_tower.visual.{key}" for key in own.image_tower.visual.state_dict()} | {
         "image_tower._extra_state",
-        "text_bank._extra_state",
-        "text_bank.state_embeddings",
-        "text_bank.prompt_embeddings",
+        "text_banks.0._extra_state",
+        "text_banks.0.state_embeddings",
+        "text_banks.0.prompt_embeddings",
     }
     assert not own._text_tower.is_loaded
     assert {id(weight) for weight in own.parameters()} == {id(weight) for weight in own.image_tower.visual.parameters()}
@@ -139,7 +139,7 @@ def test_a_state_dict_with_a_damaged_bank_is_an_error(name, own, square):
     state = {
         key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in square.state_dict().items()
     }
-    state[f"text_bank.{name}"][0, 0] = float("nan")
+    state[f"text_banks.0.{name}"][0, 0] = float("nan")
     own.load()
     with pytest.raises(ValueError, match=r"^the text bank of 'bottle' in the checkpoint holds NaN or infinite values"):
         own.load_state_dict(state)

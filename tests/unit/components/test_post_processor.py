@@ -264,8 +264,12 @@ def test_thresholds_of_a_run_are_in_the_state():
 
 @pytest.mark.parametrize("value", [7.0, -1.0, float("inf")])
 def test_thresholds_of_another_scale_are_refused(value):
-    state = ZeroShotPostProcessor().state_dict()
+    post = ZeroShotPostProcessor()
+    post.resize(2)
+    state = post.state_dict()
     for name in state:
-        said = rf"^the checkpoint's {name.lstrip('_')} is .+, but scores lie in \[0, 1\]"
+        wrong = torch.full_like(state[name], value)
+        shown_name = name.removeprefix("class_statistics.").lstrip("_")
+        said = rf"^the checkpoint's {shown_name} is .+, but scores lie in \[0, 1\]"
         with pytest.raises(ValueError, match=said):
-            ZeroShotPostProcessor().load_state_dict(state | {name: torch.tensor(value)})
+            ZeroShotPostProcessor().load_state_dict(state | {name: wrong})

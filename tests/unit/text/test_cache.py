@@ -237,6 +237,9 @@ def test_a_damaged_memory_is_no_memory(cache, tmp_path, content):
     assert cache.recall(tmp_path, "tiny") is None
 
 
-def test_the_default_folder_is_the_users(monkeypatch, tmp_path):
+def test_the_default_folder_is_that_of_the_variable_or_the_users(monkeypatch, tmp_path):
+    monkeypatch.setenv("ANOVL_CACHE", str(tmp_path / "own"))
+    assert TextBankCache().folder == tmp_path / "own"
+    monkeypatch.delenv("ANOVL_CACHE")
     monkeypatch.setattr("platformdirs.user_cache_path", lambda name: tmp_path / name)
     assert TextBankCache().folder == tmp_path / "anovl_plugin"
