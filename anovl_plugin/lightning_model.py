@@ -22,11 +22,16 @@ from anovl_plugin.components.classes import parse_class_name
 from anovl_plugin.components.classes_of_run import ClassesMixin
 from anovl_plugin.components.distributed import UnpaddedEvaluationSampler
 from anovl_plugin.components.export import TextBankExportMixin
+from anovl_plugin.components.file_names import FileNames
 from anovl_plugin.components.post_processor import ZeroShotPostProcessor
 from anovl_plugin.components.pre_processor import AntialiasedPreProcessor, default_transform
+from anovl_plugin.components.prediction_table import PredictionTable
+from anovl_plugin.components.run_folder import RunFolder
 from anovl_plugin.components.settings import settings_of
+from anovl_plugin.components.unreadable import OnError, UnreadableImages, check_on_error
 from anovl_plugin.components.validation import OptionalValidation
 from anovl_plugin.config import check_flag, is_loading_checkpoint
+from anovl_plugin.hosts.lightning import attached_trainer, put_first
 from anovl_plugin.scoring.adaptation import Adaptation
 from anovl_plugin.scoring.image_score import ImageScore, ImageScoreName
 from anovl_plugin.torch_model import AnoVLModel, NonFiniteImageError, check_images
@@ -73,6 +78,8 @@ class AnoVL(ClassesMixin, TextBankExportMixin, CheckpointMixin, AnomalibModule):
             them.
         evaluator: Computes metrics. Default: anomalib's, AUROC and F1 of images and pixels.
         visualizer: Draws the result pictures. Default: anomalib's.
+        on_error: What an image that cannot be read does to a run: ``report`` names it and goes on, ``stop`` ends the
+            run. Default: none, which reports in predictions and stops validation and tests.
 
     Raises:
         BackboneError: If the CLIP is unknown or of an unsupported kind.
@@ -106,6 +113,7 @@ class AnoVL(ClassesMixin, TextBankExportMixin, CheckpointMixin, AnomalibModule):
         post_processor: nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
+        on_error: OnError | None = None,
     ) -> None:
         class_name = parse_class_name(class_name)
         check_flag("save_backbone", save_backbone)
@@ -120,6 +128,7 @@ class AnoVL(ClassesMixin, TextBankExportMixin, CheckpointMixin, AnomalibModule):
             adaptation=adaptation,
             cache=cache,
         )
+        check_on_error(on_error)
         check_components(pre_processor, post_processor, evaluator, visualizer)
         # anomalib copies all arguments, so they are checked first. These two may be of any class and need no copy.
         image_score, adaptation = "global", None
@@ -127,6 +136,7 @@ class AnoVL(ClassesMixin, TextBankExportMixin, CheckpointMixin, AnomalibModule):
             pre_processor=pre_processor, post_processor=post_processor, evaluator=evaluator, visualizer=visualizer
         )
         self.model = model
+        self._on_error = on_error
         self.save_hyperparameters(settings_of(self.model, class_name, domain, save_backbone))
         self.has_default_pre_processor = pre_processor is True
         self._was_given_pre_processor = not isinstance(pre_processor, bool)
@@ -145,11 +155,16 @@ class AnoVL(ClassesMixin, TextBankExportMixin, CheckpointMixin, AnomalibModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """Return anomalib's callbacks, and those that read images of any bit depth and handle the data of a run."""
+        put_first(attached_trainer(self), RunFolder)
+        unreadable = UnreadableImages(self._on_error)
         return [
+            FileNames(),
             *with_full_bit_depth(cast("list[Callback]", super().configure_callbacks())),
             ClassMetrics(),
             UnpaddedEvaluationSampler(),
             OptionalValidation(),
+            unreadable,
+            PredictionTable(unreadable),
         ]
 
     def configure_pre_processor(self, image_size: tuple[int, int] | None = None) -> AntialiasedPreProcessor:  # type: ignore[override] # ours needs the CLIP

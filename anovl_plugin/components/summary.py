@@ -1,0 +1,64 @@
+"""What is said at the end of a run: how many images are abnormal, which most, and where everything lies."""
+
+from collections import Counter
+from heapq import nlargest
+from pathlib import Path
+from typing import NamedTuple
+
+from anovl_plugin.components.predictions import ABNORMAL, UNREADABLE, read_csv
+
+_HIGHEST = 5
+
+
+class Summary(NamedTuple):
+    """The counts of a table, and its most abnormal images.
+
+    Attributes:
+        images: Number of images, unreadable ones included.
+        abnormal: Number of abnormal images.
+        unreadable: Images that could not be read, and why.
+        highest: Scores and paths of the five highest images, the highest first.
+    """
+
+    images: int
+    abnormal: int
+    unreadable: list[str]
+    highest: list[tuple[float, str, str]]
+
+
+def summarize(table: Path) -> Summary:
+    """Return the summary of a table of predictions."""
+    counts: Counter[str] = Counter()
+    unreadable = []
+    scored = []
+    for row in read_csv(table):
+        counts[row["label"]] += 1
+        if row["label"] == UNREADABLE:
+            unreadable.append(row["error"])
+        elif row["score"]:
+            scored.append((float(row["score"]), row["image_path"], row["label"]))
+            if len(scored) > 1000:
+                scored = nlargest(_HIGHEST, scored)
+    return Summary(counts.total(), counts[ABNORMAL], unreadable, nlargest(_HIGHEST, scored))
+
+
+def describe(summary: Summary, folder: Path, threshold: float | None, names: dict[str, str]) -> str:
+    """Return a summary in a few lines.
+
+    Args:
+        summary: What to describe.
+        folder: Folder of the run.
+        threshold: Score above which an image is abnormal, if anything is.
+        names: Short name of each of the highest images, by its path.
+    """
+    counts = [f"{summary.images} image{'' if summary.images == 1 else 's'}"]
+    if threshold is not None:
+        counts.append(f"{summary.abnormal} abnormal (score above {threshold:.3f})")
+    counts.append(f"{len(summary.unreadable)} unreadable")
+    lines = [", ".join(counts)]
+    if summary.highest:
+        lines.append("highest scores:")
+        lines += [f"  {score:.3f}  {label:8s}  {names.get(path, path)}" for score, path, label in summary.highest]
+    lines += [f"not read: {reason}" for reason in summary.unreadable]
+    lines.append(f"results: {folder}")
+    return "\n".join(lines)
