@@ -15,21 +15,18 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 
 from anovl_plugin.components.arguments import check_components
-from anovl_plugin.components.bit_depth import with_full_bit_depth
 from anovl_plugin.components.checkpoint import CheckpointMixin
-from anovl_plugin.components.class_metrics import ClassMetrics
 from anovl_plugin.components.classes import parse_class_name
 from anovl_plugin.components.classes_of_run import ClassesMixin
-from anovl_plugin.components.distributed import UnpaddedEvaluationSampler
 from anovl_plugin.components.export import TextBankExportMixin
-from anovl_plugin.components.file_names import FileNames
 from anovl_plugin.components.post_processor import ZeroShotPostProcessor
 from anovl_plugin.components.pre_processor import AntialiasedPreProcessor, default_transform
-from anovl_plugin.components.prediction_table import PredictionTable
+from anovl_plugin.components.raw_maps import MapFormat, check_save_maps
+from anovl_plugin.components.run_callbacks import run_callbacks
 from anovl_plugin.components.run_folder import RunFolder
 from anovl_plugin.components.settings import settings_of
-from anovl_plugin.components.unreadable import OnError, UnreadableImages, check_on_error
-from anovl_plugin.components.validation import OptionalValidation
+from anovl_plugin.components.unreadable import OnError, check_on_error
+from anovl_plugin.components.visualizer import ResultVisualizer
 from anovl_plugin.config import check_flag, is_loading_checkpoint
 from anovl_plugin.hosts.lightning import attached_trainer, put_first
 from anovl_plugin.scoring.adaptation import Adaptation
@@ -80,6 +77,7 @@ class AnoVL(ClassesMixin, TextBankExportMixin, CheckpointMixin, AnomalibModule):
         visualizer: Draws the result pictures. Default: anomalib's.
         on_error: What an image that cannot be read does to a run: ``report`` names it and goes on, ``stop`` ends the
             run. Default: none, which reports in predictions and stops validation and tests.
+        save_maps: Also write the raw anomaly maps, as ``png`` (16 bits) or ``npy`` files. Default: none.
 
     Raises:
         BackboneError: If the CLIP is unknown or of an unsupported kind.
@@ -114,6 +112,7 @@ class AnoVL(ClassesMixin, TextBankExportMixin, CheckpointMixin, AnomalibModule):
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
         on_error: OnError | None = None,
+        save_maps: MapFormat | None = None,
     ) -> None:
         class_name = parse_class_name(class_name)
         check_flag("save_backbone", save_backbone)
@@ -129,6 +128,7 @@ class AnoVL(ClassesMixin, TextBankExportMixin, CheckpointMixin, AnomalibModule):
             cache=cache,
         )
         check_on_error(on_error)
+        check_save_maps(save_maps)
         check_components(pre_processor, post_processor, evaluator, visualizer)
         # anomalib copies all arguments, so they are checked first. These two may be of any class and need no copy.
         image_score, adaptation = "global", None
@@ -136,7 +136,10 @@ class AnoVL(ClassesMixin, TextBankExportMixin, CheckpointMixin, AnomalibModule):
             pre_processor=pre_processor, post_processor=post_processor, evaluator=evaluator, visualizer=visualizer
         )
         self.model = model
-        self._on_error = on_error
+        self._on_error, self._save_maps = on_error, save_maps
+        # These belong to a run, not to the model and its checkpoints.
+        for name in ("on_error", "save_maps"):
+            self.hparams.pop(name)
         self.save_hyperparameters(settings_of(self.model, class_name, domain, save_backbone))
         self.has_default_pre_processor = pre_processor is True
         self._was_given_pre_processor = not isinstance(pre_processor, bool)
@@ -156,16 +159,8 @@ class AnoVL(ClassesMixin, TextBankExportMixin, CheckpointMixin, AnomalibModule):
     def configure_callbacks(self) -> list[Callback]:
         """Return anomalib's callbacks, and those that read images of any bit depth and handle the data of a run."""
         put_first(attached_trainer(self), RunFolder)
-        unreadable = UnreadableImages(self._on_error)
-        return [
-            FileNames(),
-            *with_full_bit_depth(cast("list[Callback]", super().configure_callbacks())),
-            ClassMetrics(),
-            UnpaddedEvaluationSampler(),
-            OptionalValidation(),
-            unreadable,
-            PredictionTable(unreadable),
-        ]
+        components = cast("list[Callback]", super().configure_callbacks())
+        return run_callbacks(components, self._on_error, self._save_maps)
 
     def configure_pre_processor(self, image_size: tuple[int, int] | None = None) -> AntialiasedPreProcessor:  # type: ignore[override] # ours needs the CLIP
         """Return the default pre-processor: bilinear resizing to the model's size, and CLIP's normalization.
@@ -185,6 +180,10 @@ class AnoVL(ClassesMixin, TextBankExportMixin, CheckpointMixin, AnomalibModule):
     def configure_post_processor(self) -> PostProcessor:
         """Return the default post-processor, with thresholds of 0.5 until validation data set them."""
         return ZeroShotPostProcessor()
+
+    def configure_visualizer(self) -> ResultVisualizer:  # type: ignore[override] # anomalib's is a class method
+        """Return the default visualizer."""
+        return ResultVisualizer()
 
     def configure_optimizers(self) -> None:
         """Nothing is trained."""

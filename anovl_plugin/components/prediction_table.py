@@ -41,6 +41,9 @@ class PredictionTable(Callback):
 
     Args:
         unreadable: Callback that meets the images that cannot be read.
+
+    Attributes:
+        summary: Counts and highest images of the run, in its first process, once it is done.
     """
 
     def __init__(self, unreadable: UnreadableImages) -> None:
@@ -49,13 +52,13 @@ class PredictionTable(Callback):
         self._files: dict[str, AppendedFile] = {}
         self._started = 0.0
         self._told = 0
-        self._summary: Summary | None = None
+        self.summary: Summary | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Begin the files, unless this is the silent validation before a run."""
         del pl_module
         self._close()
-        self._folder, self._summary, self._told = None, None, 0
+        self._folder, self.summary, self._told = None, None, 0
         if stage == "fit" or is_preliminary(trainer):
             return
         self._folder = Path(trainer.default_root_dir)
@@ -104,20 +107,16 @@ class PredictionTable(Callback):
             if trainer.world_size > 1:
                 _drop_repeated(self._folder / TABLE)
             self._assemble(trainer)
-            self._summary = summarize(self._folder / TABLE)
+            self.summary = summarize(self._folder / TABLE)
 
     on_validation_end = on_test_end = on_predict_end
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Print the summary.
-
-        Raises:
-            SystemExit: With status 1, if the run is a command and images could not be read.
-        """
+        """Say what was found, and where it is."""
         del stage
-        if self._folder is None or self._summary is None:
+        summary = self.summary
+        if self._folder is None or summary is None:
             return
-        summary, self._summary = self._summary, None
         names = FileNames.of(trainer)
         short = {path: str(names.name_of(path)) for _, path, _ in summary.highest}
         threshold = shown_thresholds(_post_processor(pl_module), normalized=not trainer.validating).image
@@ -126,8 +125,8 @@ class PredictionTable(Callback):
             print(text, flush=True)  # noqa: T201
         else:
             logger.info("%s", text)
-        if summary.unreadable and is_command(trainer):
-            raise SystemExit(1)
+            for reason in summary.unreadable:
+                logger.error("%s", reason)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Complete the files of a run that is interrupted, as far as it got."""
@@ -171,6 +170,27 @@ class PredictionTable(Callback):
             info = {"description": "Regions that AnoVL found abnormal", "image_folder": str(folder or "")}
             assemble(self._folder / LINES, self._folder / COCO, info)
         (self._folder / LINES).unlink()
+
+
+class ExitStatus(Callback):
+    """Ends a command with status 1 if images could not be read; programs go on.
+
+    Args:
+        table: Table of the run, whose summary is printed before.
+    """
+
+    def __init__(self, table: PredictionTable) -> None:
+        self._table = table
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """End the process if this was a command.
+
+        Raises:
+            SystemExit: With status 1, if so.
+        """
+        del pl_module, stage
+        if self._table.summary is not None and self._table.summary.unreadable and is_command(trainer):
+            raise SystemExit(1)
 
 
 def _fill_in_labels(table: Path, threshold: float | None) -> None:

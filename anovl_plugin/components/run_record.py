@@ -22,12 +22,21 @@ class RunRecord(Callback):
     def __init__(self) -> None:
         self._started = ""
 
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the file, with no time at which the run finished."""
-        self._started = _now()
-        self._write(trainer, pl_module, finished=None)
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Begin anew."""
+        del trainer, pl_module, stage
+        self._started = ""
 
-    on_validation_start = on_test_start = on_predict_start
+    def on_predict_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: object, *indices: int
+    ) -> None:
+        """Write the file before the first batch, with no time at which the run finished."""
+        del batch, indices
+        if not self._started:
+            self._started = _now()
+            self._write(trainer, pl_module, finished=None)
+
+    on_validation_batch_start = on_test_batch_start = on_predict_batch_start
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the file again, with the thresholds that a validation run has found."""

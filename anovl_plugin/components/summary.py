@@ -8,6 +8,7 @@ from typing import NamedTuple
 from anovl_plugin.components.predictions import ABNORMAL, UNREADABLE, read_csv
 
 _HIGHEST = 5
+_NAMED = 20
 
 
 class Summary(NamedTuple):
@@ -59,6 +60,8 @@ def describe(summary: Summary, folder: Path, threshold: float | None, names: dic
     if summary.highest:
         lines.append("highest scores:")
         lines += [f"  {score:.3f}  {label:8s}  {names.get(path, path)}" for score, path, label in summary.highest]
-    lines += [f"not read: {reason}" for reason in summary.unreadable]
+    lines += [f"not read: {reason}" for reason in summary.unreadable[:_NAMED]]
+    if len(summary.unreadable) > _NAMED:
+        lines.append(f"not read: {len(summary.unreadable) - _NAMED} more, which are in the table")
     lines.append(f"results: {folder}")
     return "\n".join(lines)

@@ -1,7 +1,6 @@
 """Runs that survive images that cannot be read."""
 
 import copy
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -14,8 +13,6 @@ from anovl_plugin.config import shown
 from anovl_plugin.hosts.lightning import LoaderCallback
 
 OnError = Literal["report", "stop"]
-
-logger = logging.getLogger(__name__)
 
 
 def check_on_error(value: object) -> None:
@@ -106,7 +103,6 @@ class UnreadableImages(LoaderCallback):
 
     def _report(self, image: Unreadable) -> None:
         self.found.append(image)
-        logger.error("%s", image.reason)
 
     def _stop(self, image: Unreadable) -> None:
         raise UnreadableImageError(image.reason)
