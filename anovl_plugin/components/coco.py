@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from anovl_plugin.components.regions import Region
+from anovl_plugin.components.file_regions import FileRegion
 
 CATEGORY = "anomaly"
 
@@ -34,7 +34,7 @@ def encode_runs(mask: np.ndarray, x: int, y: int, size: tuple[int, int]) -> list
     return runs if runs[-1] else runs[:-1]
 
 
-def describe_region(region: Region, size: tuple[int, int], category: str) -> dict[str, Any]:
+def describe_region(region: FileRegion, size: tuple[int, int], category: str) -> dict[str, Any]:
     """Return a region as an annotation, without its numbers.
 
     Args:

@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from anovl_plugin.components.color_scale import colorize
+from anovl_plugin.components.file_regions import find_peak
 from anovl_plugin.components.lettering import load_font, shorten, wrap
-from anovl_plugin.components.regions import find_peak
 
 _INK, _PAPER, _QUIET = (20, 20, 20), (255, 255, 255), (95, 95, 95)
 # Dark and light, so that they differ in gray, too.

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from anomalib.data import ImageBatch
 from torch import Tensor
 
 from anovl_plugin.components.coco import CATEGORY, describe_region
+from anovl_plugin.components.file_regions import FileRegion, Peak, find_peak, place_regions
 from anovl_plugin.components.image_file import read_size
-from anovl_plugin.components.regions import Peak, Region, find_peak, find_regions
+from anovl_plugin.scoring.regions import find_regions
 
 NORMAL, ABNORMAL, UNREADABLE = "normal", "abnormal", "unreadable"
 COLUMNS = (
@@ -63,7 +65,7 @@ class Prediction:
         score: Image score; ``None`` if there is none.
         threshold: Score above which the image is abnormal.
         label: ``normal``, ``abnormal``, ``unreadable``, or empty if nothing was decided.
-        regions: Regions of the mask, the largest first; ``None`` if there is no mask.
+        regions: Regions of the mask, the highest peak first; ``None`` if there is no mask.
         peak: Highest pixel of the anomaly map.
         explanation: Why the image is abnormal, in words.
         ground_truth: ``normal``, ``abnormal``, or empty if it is not known.
@@ -77,7 +79,7 @@ class Prediction:
     score: float | None = None
     threshold: float | None = None
     label: str = ""
-    regions: list[Region] | None = None
+    regions: list[FileRegion] | None = None
     peak: Peak | None = None
     explanation: str = ""
     ground_truth: str = ""
@@ -88,7 +90,7 @@ class Prediction:
 
     def to_row(self) -> dict[str, object]:
         """Return the values of :data:`COLUMNS`."""
-        largest = self.regions[0] if self.regions else None
+        largest = max(self.regions or [], key=lambda region: region.area, default=None)
         boxes = dict(zip(("box_x", "box_y", "box_width", "box_height"), largest.box, strict=True)) if largest else {}
         peak = {"peak_x": self.peak.x, "peak_y": self.peak.y, "peak": _rounded(self.peak.value)} if self.peak else {}
         return {
@@ -130,13 +132,15 @@ def predictions_of(batch: ImageBatch, facts: RunFacts) -> list[Prediction]:
     """
     count = len(batch)
     scores, labels, truths = (_values(getattr(batch, name)) for name in ("pred_score", "pred_label", "gt_label"))
-    maps, masks = (_planes(getattr(batch, name)) for name in ("anomaly_map", "pred_mask"))
+    maps = _planes(batch.anomaly_map)
+    regions = None
+    if batch.pred_mask is not None and maps is not None:
+        regions = find_regions(batch.pred_mask, torch.from_numpy(maps))
     texts, paths = batch.explanation or [""] * count, batch.image_path or [""] * count
     found = []
     for index in range(count):
         size = read_size(paths[index]) or tuple(int(side) for side in batch.image.shape[-2:])
         anomaly_map = None if maps is None else maps[index]
-        has_regions = masks is not None and anomaly_map is not None
         found.append(
             Prediction(
                 image_path=str(paths[index]),
@@ -144,7 +148,7 @@ def predictions_of(batch: ImageBatch, facts: RunFacts) -> list[Prediction]:
                 score=None if scores is None else float(scores[index]),
                 threshold=facts.threshold,
                 label=_state(labels, index),
-                regions=find_regions(masks[index], anomaly_map, size) if has_regions else None,
+                regions=None if regions is None else place_regions(regions[index], size),
                 peak=None if anomaly_map is None else find_peak(anomaly_map, size),
                 explanation=str(texts[index] or ""),
                 ground_truth=_state(truths, index),
@@ -202,12 +206,11 @@ def _values(values: Tensor | None) -> np.ndarray | None:
 
 
 def _planes(planes: Tensor | None) -> np.ndarray | None:
-    """Return maps or masks as an array, shape (B, H, W)."""
+    """Return maps as an array, shape (B, H, W)."""
     if planes is None:
         return None
-    planes = planes.detach().cpu()
-    flat = planes.flatten(0, -3) if planes.ndim > 3 else planes
-    return flat.numpy() if flat.dtype.is_floating_point is False else flat.float().numpy()
+    planes = planes.detach().as_subclass(Tensor).float().cpu()
+    return planes.flatten(0, -3).numpy() if planes.ndim > 3 else planes.numpy()
 
 
 def _state(values: np.ndarray | None, index: int) -> str:

@@ -1,9 +1,10 @@
-"""Connected regions of a mask, measured in the pixels of the image file."""
+"""Regions and peaks of anomaly maps, in the pixels of the image file."""
 
 from typing import NamedTuple
 
-import cv2
 import numpy as np
+
+from anovl_plugin.scoring.regions import Regions
 
 
 class Peak(NamedTuple):
@@ -20,7 +21,7 @@ class Peak(NamedTuple):
     value: float
 
 
-class Region(NamedTuple):
+class FileRegion(NamedTuple):
     """A connected part of a mask, in the pixels of the image file.
 
     Attributes:
@@ -47,50 +48,46 @@ class Region(NamedTuple):
         return int(self.mask.sum())
 
 
-def find_regions(mask: np.ndarray, anomaly_map: np.ndarray, size: tuple[int, int]) -> list[Region]:
-    """Return the 8-connected regions of a mask, the largest first.
+def place_regions(regions: Regions, size: tuple[int, int]) -> list[FileRegion]:
+    """Return the regions of an image in the pixels of its file, in the same order.
 
     Args:
-        mask: Abnormal pixels, bool, shape (H, W).
-        anomaly_map: Scores of the pixels, shape (H, W).
-        size: Height and width of the image file, which the mask covers as a whole.
+        regions: Regions in the pixels of the map, which covers the image as a whole.
+        size: Height and width of the image file.
     """
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    regions = []
-    for label in range(1, count):
-        x, y, width, height = (int(value) for value in stats[label, : cv2.CC_STAT_HEIGHT + 1])
-        part = labels[y : y + height, x : x + width] == label
-        scores = np.where(part, anomaly_map[y : y + height, x : x + width], -np.inf)
-        peak = find_peak(scores, size, offset=(y, x), whole=mask.shape)
-        rows, top = _scale(part, 0, y, mask.shape[0], size[0])
-        both, left = _scale(rows, 1, x, mask.shape[1], size[1])
-        regions.append(Region(left, top, both, peak))
-    return sorted(regions, key=lambda region: -region.area)
+    labels = regions.labels.numpy()
+    placed = []
+    for number, region in enumerate(regions.regions, start=1):
+        x, y, width, height = region.box
+        part = labels[y : y + height, x : x + width] == number
+        rows, top = _scale(part, 0, y, labels.shape[0], size[0])
+        mask, left = _scale(rows, 1, x, labels.shape[1], size[1])
+        placed.append(FileRegion(left, top, mask, place_peak(region.peak_at, region.peak, labels.shape, size)))
+    return placed
 
 
-def find_peak(
-    anomaly_map: np.ndarray,
-    size: tuple[int, int],
-    *,
-    offset: tuple[int, int] = (0, 0),
-    whole: tuple[int, ...] | None = None,
-) -> Peak:
+def find_peak(anomaly_map: np.ndarray, size: tuple[int, int]) -> Peak:
     """Return the highest pixel of a map, in the pixels of the image file.
 
     Args:
         anomaly_map: Scores, shape (H, W).
         size: Height and width of the image file.
-        offset: Row and column of the map within a larger one. Default: (0, 0).
-        whole: Height and width of the larger map. Default: those of the map.
     """
-    height, width = whole or anomaly_map.shape
-    row, column = np.unravel_index(int(anomaly_map.argmax()), anomaly_map.shape)
-    # The middle of the pixel of the map.
-    y, x = (
-        (2 * (row + offset[0]) + 1) * size[0] // (2 * height),
-        (2 * (column + offset[1]) + 1) * size[1] // (2 * width),
-    )
-    return Peak(int(x), int(y), float(anomaly_map[row, column]))
+    y, x = divmod(int(anomaly_map.argmax()), anomaly_map.shape[1])
+    return place_peak((x, y), float(anomaly_map[y, x]), anomaly_map.shape, size)
+
+
+def place_peak(position: tuple[int, int], value: float, shape: tuple[int, ...], size: tuple[int, int]) -> Peak:
+    """Return a pixel of a map as the one of the image file that its middle lies in.
+
+    Args:
+        position: Column and row in the map.
+        value: Its score.
+        shape: Height and width of the map.
+        size: Height and width of the image file.
+    """
+    x, y = ((2 * at + 1) * to // (2 * of) for at, to, of in zip(position, size[::-1], shape[::-1], strict=True))
+    return Peak(x, y, value)
 
 
 def _scale(mask: np.ndarray, axis: int, start: int, before: int, after: int) -> tuple[np.ndarray, int]:
