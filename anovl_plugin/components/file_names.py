@@ -9,7 +9,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from anovl_plugin.components.datasets import paths_of
-from anovl_plugin.hosts.lightning import LoaderCallback
+from anovl_plugin.hosts.lightning import LoaderCallback, callbacks_of
 
 
 class FileNames(LoaderCallback):
@@ -26,7 +26,7 @@ class FileNames(LoaderCallback):
     @classmethod
     def of(cls, trainer: Trainer) -> "FileNames":
         """Return the one among a trainer's callbacks; without one, names keep the whole path of an image."""
-        return next((callback for callback in trainer.callbacks if isinstance(callback, cls)), cls())
+        return next((callback for callback in callbacks_of(trainer) if isinstance(callback, cls)), cls())
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget the images of the run before."""

@@ -1,6 +1,7 @@
 """Test sets that have only normal, or only abnormal images or pixels: metrics that say nothing there are left out."""
 
 import logging
+from typing import Any
 
 import torch
 from anomalib.data import ImageBatch
@@ -56,8 +57,9 @@ class OneClassMetrics(Callback):
         for name in _TRUTHS:
             own = self._seen.get(name, torch.zeros(2, dtype=torch.bool, device=pl_module.device))
             seen[name] = (trainer.strategy.reduce(own.long(), reduce_op="sum") > 0).tolist()
-        kept = [metric for metric in evaluator.test_metrics if not _is_empty(metric, seen)]
-        left_out = [metric for metric in evaluator.test_metrics if metric not in kept]
+        metrics: list[Any] = list(evaluator.test_metrics)
+        left_out = [metric for metric in metrics if _is_empty(metric, seen)]
+        kept = [metric for metric in metrics if metric not in left_out]
         if not left_out:
             return
         self._all_metrics, evaluator.test_metrics = evaluator.test_metrics, ModuleList(kept)

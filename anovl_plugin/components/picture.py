@@ -247,7 +247,7 @@ def _mix(below: np.ndarray, above: np.ndarray, alpha: float) -> np.ndarray:
 
 
 def _draw_mask(pixels: np.ndarray, mask: np.ndarray, name: str, style: Style) -> np.ndarray:
-    settings = {"color": _TRUTH if name == "gt_mask" else _FOUND, "alpha": 1.0, "mode": "contour"}
+    settings: dict[str, Any] = {"color": _TRUTH if name == "gt_mask" else _FOUND, "alpha": 1.0, "mode": "contour"}
     settings |= style.masks.get(name, {})
     shape = _resize_mask(mask, (pixels.shape[1], pixels.shape[0]))
     drawn, color = pixels.copy(), tuple(settings["color"])

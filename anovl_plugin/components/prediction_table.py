@@ -10,6 +10,7 @@ from anomalib.data import ImageBatch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from anovl_plugin.components.coco import assemble
+from anovl_plugin.components.each_stage import EachStage
 from anovl_plugin.components.file_names import FileNames
 from anovl_plugin.components.predictions import (
     ABNORMAL,
@@ -32,7 +33,7 @@ TABLE, COCO, LINES = "predictions.csv", "predictions.json", "predictions.json.li
 logger = logging.getLogger(__name__)
 
 
-class PredictionTable(Callback):
+class PredictionTable(EachStage):
     """Writes what a run found on each image, as the run goes, and says at the end where it is.
 
     All processes of a run append to the same files, so that each image is there once. The silent validation before a
@@ -68,31 +69,23 @@ class PredictionTable(Callback):
             (self._folder / LINES).write_text("", encoding="utf-8")
             (self._folder / COCO).unlink(missing_ok=True)
 
-    def on_predict_batch_start(self, *arguments: Any) -> None:
+    def start_batch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
-        del arguments
+        del trainer, pl_module
         self._started = perf_counter()
 
-    on_validation_batch_start = on_test_batch_start = on_predict_batch_start
-
-    def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: ImageBatch, *indices: int
-    ) -> None:
+    def end_batch(self, trainer: Trainer, pl_module: LightningModule, batch: ImageBatch) -> None:
         """Append the images of a batch."""
-        del indices
         if self._folder is None:
             return
-        found = outputs if isinstance(outputs, ImageBatch) else batch
-        if found.pred_score is not None:
+        if batch.pred_score is not None:
             # Waits for a GPU.
-            found.pred_score.cpu()
-        milliseconds = 1000 * (perf_counter() - self._started) / len(found)
+            batch.pred_score.cpu()
+        milliseconds = 1000 * (perf_counter() - self._started) / len(batch)
         threshold = None if trainer.validating else shown_thresholds(_post_processor(pl_module)).image
-        self._append(trainer, predictions_of(found, RunFacts(_classes(pl_module, found), threshold, milliseconds)))
+        self._append(trainer, predictions_of(batch, RunFacts(_classes(pl_module, batch), threshold, milliseconds)))
 
-    on_validation_batch_end = on_test_batch_end = on_predict_batch_end
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def end_stage(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Complete the files once all processes are done."""
         if self._folder is None:
             return
@@ -108,8 +101,6 @@ class PredictionTable(Callback):
                 _drop_repeated(self._folder / TABLE)
             self._assemble(trainer)
             self.summary = summarize(self._folder / TABLE)
-
-    on_validation_end = on_test_end = on_predict_end
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Say what was found, and where it is."""

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -139,7 +139,7 @@ def predictions_of(batch: ImageBatch, facts: RunFacts) -> list[Prediction]:
     texts, paths = batch.explanation or [""] * count, batch.image_path or [""] * count
     found = []
     for index in range(count):
-        size = read_size(paths[index]) or tuple(int(side) for side in batch.image.shape[-2:])
+        size = read_size(paths[index]) or _size_of(batch)
         anomaly_map = None if maps is None else maps[index]
         found.append(
             Prediction(
@@ -199,6 +199,11 @@ def read_csv(path: Path) -> Iterator[dict[str, str]]:
     """Iterate over the rows of a table."""
     with path.open(encoding="utf-8", newline="") as file:
         yield from csv.DictReader(file)
+
+
+def _size_of(batch: ImageBatch) -> tuple[int, int]:
+    height, width = cast("Tensor", batch.image).shape[-2:]
+    return height, width
 
 
 def _values(values: Tensor | None) -> np.ndarray | None:

@@ -6,9 +6,10 @@ from typing import Literal, get_args
 import cv2
 import numpy as np
 from anomalib.data import ImageBatch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from anovl_plugin.components.each_stage import EachStage
 from anovl_plugin.components.file_names import FileNames, with_suffix
 from anovl_plugin.config import shown
 
@@ -29,7 +30,7 @@ def check_save_maps(value: object) -> None:
         raise ValueError(msg)
 
 
-class RawMaps(Callback):
+class RawMaps(EachStage):
     """Writes the anomaly map of each test or prediction image to ``maps`` in the folder of the run.
 
     Args:
@@ -40,20 +41,16 @@ class RawMaps(Callback):
     def __init__(self, file_format: MapFormat) -> None:
         self._format = file_format
 
-    def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: ImageBatch, *indices: int
-    ) -> None:
+    def end_batch(self, trainer: Trainer, pl_module: LightningModule, batch: ImageBatch) -> None:
         """Write the maps of a batch."""
-        del pl_module, outputs, indices
-        if batch.anomaly_map is None:
+        del pl_module
+        if trainer.validating or batch.anomaly_map is None:
             return
         names, folder = FileNames.of(trainer), Path(trainer.default_root_dir) / "maps"
         maps = batch.anomaly_map.detach().as_subclass(Tensor).float().cpu().numpy()
         for path, anomaly_map in zip(batch.image_path or [], maps, strict=True):
             target = folder / with_suffix(names.name_of(path), f".{self._format}")
             write_map(target, anomaly_map.reshape(anomaly_map.shape[-2:]))
-
-    on_test_batch_end = on_predict_batch_end
 
 
 def write_map(path: Path, anomaly_map: np.ndarray) -> None:

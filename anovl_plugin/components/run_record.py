@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
+from anovl_plugin.components.each_stage import EachStage
 from anovl_plugin.components.shown_thresholds import shown_thresholds
 from anovl_plugin.hosts.lightning import is_preliminary
 
@@ -16,7 +17,7 @@ RECORD = "run.yaml"
 _LIBRARIES = ("anovl_plugin", "anomalib", "lightning", "open_clip_torch", "torch")
 
 
-class RunRecord(Callback):
+class RunRecord(EachStage):
     """Writes ``run.yaml`` when a run starts, and again when it is finished."""
 
     def __init__(self) -> None:
@@ -27,22 +28,15 @@ class RunRecord(Callback):
         del trainer, pl_module, stage
         self._started = ""
 
-    def on_predict_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: object, *indices: int
-    ) -> None:
+    def start_batch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the file before the first batch, with no time at which the run finished."""
-        del batch, indices
         if not self._started:
             self._started = _now()
             self._write(trainer, pl_module, finished=None)
 
-    on_validation_batch_start = on_test_batch_start = on_predict_batch_start
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def end_stage(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the file again, with the thresholds that a validation run has found."""
         self._write(trainer, pl_module, finished=_now())
-
-    on_validation_end = on_test_end = on_predict_end
 
     def _write(self, trainer: Trainer, pl_module: LightningModule, finished: str | None) -> None:
         if not trainer.is_global_zero or is_preliminary(trainer):

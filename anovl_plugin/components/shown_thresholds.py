@@ -1,6 +1,5 @@
 """The thresholds in the units of the scores that a run returns."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -39,26 +38,22 @@ def shown_thresholds(post_processor: object, *, normalized: bool = True) -> Show
     limits = float(post_processor.normalized_image_threshold), float(post_processor.normalized_pixel_threshold)
     if not isinstance(post_processor, ZeroShotPostProcessor) or (normalized and post_processor.enable_normalization):
         return ShownThresholds(*limits)
-    images = (post_processor.image_threshold, post_processor.image_min, post_processor.image_max)
-    pixels = (post_processor.pixel_threshold, post_processor.pixel_min, post_processor.pixel_max)
-    return ShownThresholds(
-        *(
-            _invert(lambda score, scale=scale: normalize(score, *scale), limit)
-            for scale, limit in zip(
-                ([each.cpu() for each in images], [each.cpu() for each in pixels]), limits, strict=True
-            )
-        )
+    scales = (
+        (post_processor.image_threshold, post_processor.image_min, post_processor.image_max),
+        (post_processor.pixel_threshold, post_processor.pixel_min, post_processor.pixel_max),
     )
+    return ShownThresholds(*(_invert(limit, *scale) for limit, scale in zip(limits, scales, strict=True)))
 
 
-def _invert(function: Callable[[Tensor], Tensor], value: float) -> float:
-    """Return the highest score in [0, 1] that a non-decreasing function maps to no more than ``value``."""
-    if float(function(torch.tensor(1.0))) <= value:
-        return 1.0
+def _invert(limit: float, *scale: Tensor) -> float:
+    """Return the highest score in [0, 1] that is no more than ``limit`` when it is normalized."""
+    on_cpu = [part.cpu() for part in scale]
     low, high = 0.0, 1.0
+    if float(normalize(torch.tensor(high), *on_cpu)) <= limit:
+        return high
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        if float(function(torch.tensor(middle))) <= value:
+        if float(normalize(torch.tensor(middle), *on_cpu)) <= limit:
             low = middle
         else:
             high = middle

@@ -135,8 +135,7 @@ class SurvivingItems:
             (item,) = self._read([index])
         except Exception as error:  # noqa: BLE001
             dataset, position = locate(self.dataset, index)
-            is_known = isinstance(dataset, AnomalibDataset | PredictDataset)
-            path = path_of(dataset, position) if is_known else ""
+            path = path_of(dataset, position) if isinstance(dataset, AnomalibDataset | PredictDataset) else ""
             return Unreadable(path, explain(path or f"image {index} of {type(dataset).__name__}", error))
         return item
 

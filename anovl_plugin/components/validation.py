@@ -1,6 +1,7 @@
 """Runs on data without a validation set, and runs that test only a part of the images."""
 
 import logging
+from typing import Any
 
 from anomalib.data.utils import ValSplitMode
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -27,7 +28,7 @@ class RandomHalves(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Log one line, if this is a test."""
         del pl_module
-        datamodule = getattr(trainer, "datamodule", None)
+        datamodule: Any = getattr(trainer, "datamodule", None)
         if stage != "test" or getattr(datamodule, "val_split_mode", None) is not ValSplitMode.FROM_TEST:
             return
         if trainer.is_global_zero and not lacks_validation_set(datamodule):
