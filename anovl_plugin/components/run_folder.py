@@ -1,6 +1,7 @@
 """A folder of its own for each run, as ``anomalib train`` makes; ``latest`` points to the newest."""
 
 import re
+import stat
 from contextlib import suppress
 from pathlib import Path
 
@@ -61,10 +62,13 @@ def begin_folder(given: Path, family: Path) -> Path:
 def _keep_plain_latest(root: Path) -> None:
     """Turn a ``latest`` that is a folder, as anomalib makes without versions, into a version."""
     latest = root / "latest"
-    if not latest.is_dir() or latest.resolve() != root.resolve() / "latest":
-        return
-    numbers = [int(path.name[1:]) for path in root.iterdir() if re.fullmatch(r"v\d+", path.name)]
-    latest.rename(root / f"v{max(numbers, default=-1) + 1}")
+    # Another process may have done it already.
+    with suppress(FileNotFoundError):
+        is_link = latest.is_symlink() or latest.resolve() != root.resolve() / "latest"
+        if is_link or not stat.S_ISDIR(latest.lstat().st_mode):
+            return
+        numbers = [int(path.name[1:]) for path in root.iterdir() if re.fullmatch(r"v\d+", path.name)]
+        latest.rename(root / f"v{max(numbers, default=-1) + 1}")
 
 
 def _family(trainer: Trainer, pl_module: LightningModule) -> Path:
