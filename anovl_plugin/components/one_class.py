@@ -59,7 +59,7 @@ class OneClassMetrics(Callback):
             seen[name] = (trainer.strategy.reduce(own.long(), reduce_op="sum") > 0).tolist()
         metrics: list[Any] = list(evaluator.test_metrics)
         left_out = [metric for metric in metrics if _is_empty(metric, seen)]
-        kept = [metric for metric in metrics if metric not in left_out]
+        kept = [metric for metric in metrics if not _is_empty(metric, seen)]
         if not left_out:
             return
         self._all_metrics, evaluator.test_metrics = evaluator.test_metrics, ModuleList(kept)

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from anomalib.data import AnomalibDataset, PredictDataset
 from lightning.pytorch import LightningModule, Trainer
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from anovl_plugin.components.datasets import locate, path_of
 from anovl_plugin.config import shown
@@ -87,7 +87,7 @@ class UnreadableImages(LoaderCallback):
         dataset = loader.dataset
         if loader.batch_size is None and loader.batch_sampler is None:
             return loader
-        if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__dict__")):
+        if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__dict__"):
             return loader
         vars(dataset)["__getitems__"] = SurvivingItems(dataset, getattr(dataset, "__getitems__", None))
         self._datasets.append(dataset)
