@@ -217,6 +217,23 @@ def bound_resizing(transform: nn.Module | None) -> None:
         transform._checks_result = True  # noqa: SLF001 - our own mark, which torchvision does not print
 
 
+def check_before_resizing(transform: nn.Module | None, image: Tensor) -> None:
+    """Raise an error if an image would become too large in the first resizing of a transform.
+
+    Args:
+        transform: Transform of images; ``None`` for identity.
+        image: Image, shape (..., H, W).
+
+    Raises:
+        ImageTooLargeError: If so.
+    """
+    for part in transform.modules() if transform is not None else ():
+        if isinstance(part, Resize):
+            if getattr(part, "_checks_result", False):
+                _check_inputs(part, (image,))
+            return
+
+
 @contextmanager
 def naming(paths: Sequence[str] | None) -> Iterator[None]:
     """Prefix an error about an image's size with the first of these files, if there are any."""

@@ -2,13 +2,16 @@
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 from anomalib.data import AnomalibDataset, PredictDataset
 from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from anovl_plugin.components.datasets import locate, path_of
+from anovl_plugin.components.pre_processor import check_before_resizing, naming
 from anovl_plugin.config import shown
 from anovl_plugin.hosts.lightning import LoaderCallback
 
@@ -76,11 +79,12 @@ class UnreadableImages(LoaderCallback):
         self.on_error = on_error
         self.found: list[Unreadable] = []
         self._datasets: list[Dataset] = []
+        self._pre_processor: object = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start with an empty list."""
         super().setup(trainer, pl_module, stage)
-        self.found = []
+        self.found, self._pre_processor = [], getattr(pl_module, "pre_processor", None)
 
     def change_loader(self, loader: DataLoader, trainer: Trainer) -> DataLoader:
         """Return a loader that leaves out what cannot be read, and tells this callback."""
@@ -89,7 +93,8 @@ class UnreadableImages(LoaderCallback):
             return loader
         if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__dict__"):
             return loader
-        vars(dataset)["__getitems__"] = SurvivingItems(dataset, getattr(dataset, "__getitems__", None))
+        read = getattr(dataset, "__getitems__", None)
+        vars(dataset)["__getitems__"] = SurvivingItems(dataset, read, partial(_check_size, self._pre_processor))
         self._datasets.append(dataset)
         stops = (self.on_error or ("report" if trainer.predicting else "stop")) == "stop"
         return _surviving(loader, self._stop if stops else self._report)
@@ -114,11 +119,18 @@ class SurvivingItems:
     Args:
         dataset: Dataset of the items.
         read: Function that reads the items at a list of indices; ``None`` to read one after the other.
+        check: Function that raises an error if an item cannot be used. Default: none.
     """
 
-    def __init__(self, dataset: Dataset, read: Callable[[Sequence[int]], list] | None) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        read: Callable[[Sequence[int]], list] | None,
+        check: Callable[[Any], None] | None = None,
+    ) -> None:
         self.dataset = dataset
         self.read = read
+        self.check = check
 
     def __call__(self, indices: Sequence[int]) -> list:
         """Return the items at ``indices``."""
@@ -128,7 +140,11 @@ class SurvivingItems:
             return [self._read_one(index) for index in indices]
 
     def _read(self, indices: Sequence[int]) -> list:
-        return [self.dataset[index] for index in indices] if self.read is None else self.read(indices)
+        items = [self.dataset[index] for index in indices] if self.read is None else self.read(indices)
+        if self.check is not None:
+            for item in items:
+                self.check(item)
+        return items
 
     def _read_one(self, index: int) -> object:
         try:
@@ -192,6 +208,14 @@ def explain(path: str, error: Exception) -> str:
         "UnidentifiedImageError": "it is not an image",
     }.get(type(error).__name__, f"{type(error).__name__}: {lines[0][:200]}")
     return f"{path} cannot be read ({reason}); save it again, or remove it"
+
+
+def _check_size(pre_processor: object, item: Any) -> None:
+    """Raise an error that names the file if an image would become too large when it is resized."""
+    transform, image = getattr(pre_processor, "transform", None), getattr(item, "image", None)
+    if isinstance(image, Tensor):
+        with naming([item.image_path] if item.image_path else None):
+            check_before_resizing(transform, image)
 
 
 def _surviving(loader: DataLoader, tell: Callable[[Unreadable], None]) -> DataLoader:

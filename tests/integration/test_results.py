@@ -229,7 +229,7 @@ def test_a_test_stops_unless_it_is_asked_to_report(option, surfaces, tmp_path):
     done = run(shlex.split(f"anomalib test {MODEL} {option} {data} {split}"), tmp_path)
     assert done.returncode == 1
     assert "crack/001.png cannot be read" in (done.stdout if option else done.stderr).replace("\n", "")
-    tables = [path for path in tmp_path.rglob("predictions.csv")]
+    tables = list(tmp_path.rglob("predictions.csv"))
     if option:
         (table,) = tables
         labels = [row["label"] for row in rows_of(table.parent)]
@@ -239,7 +239,7 @@ def test_a_test_stops_unless_it_is_asked_to_report(option, surfaces, tmp_path):
         assert not tables
 
 
-def test_two_processes_write_one_table(surfaces, day, tmp_path):
+def test_two_processes_write_one_table(day, tmp_path):
     both = "--trainer.accelerator cpu --trainer.devices 2 --trainer.strategy ddp"
     output = call(f"predict {MODEL} --data {day} {both}", tmp_path, status=1)
     rows = rows_of(tmp_path / "results" / "AnoVL" / "v0")

@@ -3,8 +3,11 @@
 import pytest
 import torch
 from anomalib.data import PredictDataset
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Subset
+from torchvision.transforms.v2 import Compose, Resize
 
+from anovl_plugin import AntialiasedPreProcessor
 from anovl_plugin.components.unreadable import (
     SurvivingItems,
     Unreadable,
@@ -144,6 +147,19 @@ def test_file_is_named(content, reason, is_part, tmp_path):
     import re
 
     assert re.search(reason, text)
+
+
+def test_a_strip_that_would_fill_the_memory_is_left_out(tmp_path):
+    write_images(tmp_path / "a", 2, seed=1)
+    Image.new("L", (500_000, 1)).save(tmp_path / "a" / "strip.png")
+    dataset = PredictDataset(tmp_path / "a")
+    callback = UnreadableImages("report")
+    callback._pre_processor = AntialiasedPreProcessor(Compose([Resize(240), Resize(96)]))
+    loader = callback.change_loader(DataLoader(dataset, collate_fn=dataset.collate_fn), FakeTrainer(predicting=True))
+    assert len(list(loader)) == 2
+    ((path, reason),) = callback.found
+    assert path == str(tmp_path / "a" / "strip.png")
+    assert re.match(r"\S+strip\.png: an image of 1 × 500000 pixels would be resized to", reason)
 
 
 def test_own_errors_that_name_the_file_are_kept():
