@@ -1,5 +1,7 @@
 """Loaders that leave out what cannot be read."""
 
+import re
+
 import pytest
 import torch
 from anomalib.data import PredictDataset
