@@ -4,7 +4,6 @@ import json
 import logging
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 from anomalib.data import ImageBatch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -23,7 +22,7 @@ from anovl_plugin.components.predictions import (
     read_csv,
     to_csv,
 )
-from anovl_plugin.components.shown_thresholds import shown_thresholds
+from anovl_plugin.components.shown_thresholds import class_names_of, thresholds_of, validated_thresholds
 from anovl_plugin.components.summary import Summary, describe, summarize
 from anovl_plugin.components.unreadable import UnreadableImages
 from anovl_plugin.hosts.lightning import is_command, is_preliminary
@@ -82,8 +81,11 @@ class PredictionTable(EachStage):
             # Waits for a GPU.
             batch.pred_score.cpu()
         milliseconds = 1000 * (perf_counter() - self._started) / len(batch)
-        threshold = None if trainer.validating else shown_thresholds(_post_processor(pl_module)).image
-        self._append(trainer, predictions_of(batch, RunFacts(_classes(pl_module, batch), threshold, milliseconds)))
+        # Those of a validation are known at its end.
+        unknown: list[float | None] = [None] * len(batch)
+        limits = unknown if trainer.validating else [each.image for each in thresholds_of(pl_module, batch)]
+        facts = RunFacts(class_names_of(pl_module, batch), limits, milliseconds)
+        self._append(trainer, predictions_of(batch, facts))
 
     def end_stage(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Complete the files once all processes are done."""
@@ -94,9 +96,7 @@ class PredictionTable(EachStage):
         trainer.strategy.barrier("predictions")
         if trainer.is_global_zero:
             if trainer.validating:
-                _fill_in_labels(
-                    self._folder / TABLE, shown_thresholds(_post_processor(pl_module), normalized=False).image
-                )
+                _fill_in_labels(self._folder / TABLE, validated_thresholds(pl_module))
             if trainer.world_size > 1:
                 _drop_repeated(self._folder / TABLE)
             self._assemble(trainer)
@@ -104,14 +104,13 @@ class PredictionTable(EachStage):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Say what was found, and where it is."""
-        del stage
+        del pl_module, stage
         summary = self.summary
         if self._folder is None or summary is None:
             return
         names = FileNames.of(trainer)
         short = {path: str(names.name_of(path)) for _, path, _ in summary.highest}
-        threshold = shown_thresholds(_post_processor(pl_module), normalized=not trainer.validating).image
-        text = describe(summary, self._folder, threshold, short)
+        text = describe(summary, self._folder, short)
         if is_command(trainer) or trainer.progress_bar_callback is not None:
             print(text, flush=True)  # noqa: T201
         else:
@@ -184,12 +183,17 @@ class ExitStatus(Callback):
             raise SystemExit(1)
 
 
-def _fill_in_labels(table: Path, threshold: float | None) -> None:
-    if threshold is None:
-        return
+def _fill_in_labels(table: Path, thresholds: dict[str, float | None]) -> None:
+    """Add thresholds and labels to the rows of a validation.
+
+    Args:
+        table: The table.
+        thresholds: Threshold of each class.
+    """
     rows: list[dict[str, object]] = []
     for row in read_csv(table):
-        if row["score"]:
+        threshold = thresholds.get(row["class"])
+        if row["score"] and threshold is not None:
             label = ABNORMAL if float(row["score"]) > threshold else NORMAL
             rows.append({**row, "threshold": f"{threshold:.6f}", "label": label})
         else:
@@ -207,13 +211,3 @@ def _rewrite(table: Path, rows: list[dict[str, object]]) -> None:
     unfinished = table.with_name(f"{table.name}.part")
     unfinished.write_text(to_csv(rows, header=True), encoding="utf-8", newline="")
     unfinished.replace(table)
-
-
-def _post_processor(pl_module: LightningModule) -> object:
-    return getattr(pl_module, "post_processor", None)
-
-
-def _classes(pl_module: LightningModule, batch: ImageBatch) -> list[str]:
-    """Return the class that each image of a batch was asked for."""
-    bank: Any = getattr(getattr(pl_module, "model", None), "text_bank", None)
-    return [str(getattr(bank, "class_name", None) or "")] * len(batch)

@@ -42,16 +42,16 @@ COLUMNS = (
 
 
 class RunFacts(NamedTuple):
-    """What all images of a batch have in common.
+    """What a batch does not hold.
 
     Attributes:
         class_names: Class that each image was asked for.
-        threshold: Score above which an image is abnormal; ``None`` if nothing is.
+        thresholds: Score above which each image is abnormal; ``None`` if nothing is.
         milliseconds: Time per image that scoring took, without reading and drawing.
     """
 
     class_names: list[str]
-    threshold: float | None
+    thresholds: list[float | None]
     milliseconds: float
 
 
@@ -146,7 +146,7 @@ def predictions_of(batch: ImageBatch, facts: RunFacts) -> list[Prediction]:
                 image_path=str(paths[index]),
                 class_name=facts.class_names[index],
                 score=None if scores is None else float(scores[index]),
-                threshold=facts.threshold,
+                threshold=facts.thresholds[index],
                 label=_state(labels, index),
                 regions=None if regions is None else place_regions(regions[index], size),
                 peak=None if anomaly_map is None else find_peak(anomaly_map, size),

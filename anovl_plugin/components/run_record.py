@@ -10,7 +10,7 @@ import yaml
 from lightning.pytorch import LightningModule, Trainer
 
 from anovl_plugin.components.each_stage import EachStage
-from anovl_plugin.components.shown_thresholds import shown_thresholds
+from anovl_plugin.components.shown_thresholds import shown_thresholds, validated_thresholds
 from anovl_plugin.hosts.lightning import is_preliminary
 
 RECORD = "run.yaml"
@@ -52,16 +52,17 @@ class RunRecord(EachStage):
 def describe_run(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
     """Return as plain data what the results of a run are made with."""
     post_processor = getattr(pl_module, "post_processor", None)
-    bank: Any = getattr(getattr(pl_module, "model", None), "text_bank", None)
+    banks: Any = getattr(getattr(pl_module, "model", None), "text_banks", ())
     shown = shown_thresholds(post_processor, normalized=not trainer.validating)
     before = shown_thresholds(post_processor, normalized=False)
+    own = validated_thresholds(pl_module)
+    of_classes = {"image_of_class": own} if len(own) > 1 else {}
     return {
         "run": trainer.state.fn.value if trainer.state.fn is not None else None,
-        "class_name": getattr(bank, "class_name", None),
-        "domain": getattr(bank, "domain", None),
+        "classes": {bank.class_name: bank.domain for bank in banks},
         "checkpoint": None if trainer.ckpt_path is None else str(trainer.ckpt_path),
         "thresholds": {"image": shown.image, "pixel": shown.pixel},
-        "thresholds_before_normalization": {"image": before.image, "pixel": before.pixel},
+        "thresholds_before_normalization": {"image": before.image, "pixel": before.pixel} | of_classes,
         "settings": _plain(getattr(pl_module, "settings", {})),
         "versions": {name: version(name) for name in _LIBRARIES} | {"python": platform.python_version()},
     }

@@ -18,13 +18,15 @@ class Summary(NamedTuple):
         images: Number of images, unreadable ones included.
         abnormal: Number of abnormal images.
         unreadable: Images that could not be read, and why.
-        highest: Scores and paths of the five highest images, the highest first.
+        highest: Scores, paths and labels of the five highest images, the highest first.
+        threshold: Score above which an image is abnormal; ``None`` if nothing is, or classes have different ones.
     """
 
     images: int
     abnormal: int
     unreadable: list[str]
     highest: list[tuple[float, str, str]]
+    threshold: float | None
 
 
 def summarize(table: Path) -> Summary:
@@ -32,29 +34,32 @@ def summarize(table: Path) -> Summary:
     counts: Counter[str] = Counter()
     unreadable = []
     scored = []
+    thresholds = set()
     for row in read_csv(table):
         counts[row["label"]] += 1
         if row["label"] == UNREADABLE:
             unreadable.append(row["error"])
         elif row["score"]:
+            thresholds.add(row["threshold"])
             scored.append((float(row["score"]), row["image_path"], row["label"]))
             if len(scored) > 1000:
                 scored = nlargest(_HIGHEST, scored)
-    return Summary(counts.total(), counts[ABNORMAL], unreadable, nlargest(_HIGHEST, scored))
+    (only,) = thresholds if len(thresholds) == 1 else ("",)
+    threshold = float(only) if only else None
+    return Summary(counts.total(), counts[ABNORMAL], unreadable, nlargest(_HIGHEST, scored), threshold)
 
 
-def describe(summary: Summary, folder: Path, threshold: float | None, names: dict[str, str]) -> str:
+def describe(summary: Summary, folder: Path, names: dict[str, str]) -> str:
     """Return a summary in a few lines.
 
     Args:
         summary: What to describe.
         folder: Folder of the run.
-        threshold: Score above which an image is abnormal, if anything is.
         names: Short name of each of the highest images, by its path.
     """
     counts = [f"{summary.images} image{'' if summary.images == 1 else 's'}"]
-    if threshold is not None:
-        counts.append(f"{summary.abnormal} abnormal (score above {threshold:.3f})")
+    limit = "" if summary.threshold is None else f" (score above {summary.threshold:.3f})"
+    counts.append(f"{summary.abnormal} abnormal{limit}")
     counts.append(f"{len(summary.unreadable)} unreadable")
     lines = [", ".join(counts)]
     if summary.highest:

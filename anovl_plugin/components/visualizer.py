@@ -16,7 +16,7 @@ from anovl_plugin.components.image_file import read_image
 from anovl_plugin.components.picture import Content, Style, draw_picture
 from anovl_plugin.components.picture_pool import PicturePool, write_picture
 from anovl_plugin.components.predictions import ABNORMAL, NORMAL
-from anovl_plugin.components.shown_thresholds import ShownThresholds, shown_thresholds
+from anovl_plugin.components.shown_thresholds import ShownThresholds, class_names_of, thresholds_of
 
 _UNKNOWN = ShownThresholds(None, None)
 
@@ -114,10 +114,8 @@ class ResultVisualizer(ImageVisualizer):
         if self._pool is None:
             self._pool = PicturePool(self.threads)
         folder = Path(self.output_dir or Path(trainer.default_root_dir) / "images")
-        names, thresholds = FileNames.of(trainer), shown_thresholds(getattr(pl_module, "post_processor", None))
-        bank: Any = getattr(getattr(pl_module, "model", None), "text_bank", None)
-        class_name = str(getattr(bank, "class_name", None) or "")
-        for item in batch:
+        names, classes = FileNames.of(trainer), class_names_of(pl_module, batch)
+        for item, class_name, thresholds in zip(batch, classes, thresholds_of(pl_module, batch), strict=True):
             name = names.name_of(item.image_path or "image")
             content = content_of(item, thresholds)._replace(class_name=class_name, name=name.as_posix())
             self._pool.submit(_draw, content, self.style, item.image_path, folder / with_suffix(name, ".png"))

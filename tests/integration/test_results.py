@@ -156,7 +156,7 @@ def test_raw_maps(predicted):
 
 def test_record_says_what_a_run_was_made_with(predicted):
     record = yaml.safe_load((predicted[0] / "latest" / "run.yaml").read_text())
-    assert (record["run"], record["class_name"], record["domain"]) == ("predict", "brick", "texture")
+    assert (record["run"], record["classes"]) == ("predict", {"brick": "texture"})
     assert record["checkpoint"] is None
     assert record["thresholds"] == {"image": 0.5, "pixel": 0.5}
     assert record["settings"]["backbone"] == "anovl-demo"

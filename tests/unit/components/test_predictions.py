@@ -21,7 +21,7 @@ from anovl_plugin.components.predictions import (
 from anovl_plugin.components.summary import describe, summarize
 from tests.helpers.image_datasets import write_png
 
-FACTS = RunFacts(["brick", "brick"], 0.5, 12.34)
+FACTS = RunFacts(["brick", "brick"], [0.5, 0.5], 12.34)
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_rows(batch):
 def test_bare_scores(batch):
     for name in ("anomaly_map", "pred_mask", "pred_label", "gt_label", "explanation"):
         setattr(batch, name, None)
-    first, _ = (prediction.to_row() for prediction in predictions_of(batch, FACTS._replace(threshold=None)))
+    first, _ = (prediction.to_row() for prediction in predictions_of(batch, FACTS._replace(thresholds=[None, None])))
     assert (first["score"], first["threshold"], first["label"], first["regions"]) == ("0.750000", "", "", "")
 
 
@@ -108,14 +108,16 @@ def write_table(path: Path, rows: list[dict]) -> Path:
 
 def test_summary(tmp_path):
     rows = [
-        Prediction(f"{index}.png", score=index / 10, label="abnormal" if index > 5 else "normal").to_row()
+        Prediction(
+            f"{index}.png", score=index / 10, threshold=0.55, label="abnormal" if index > 5 else "normal"
+        ).to_row()
         for index in range(10)
     ]
     rows.append(Prediction("cut.png", label="unreadable", error="cut.png cannot be read").to_row())
     summary = summarize(write_table(tmp_path / "t.csv", rows))
     assert (summary.images, summary.abnormal, summary.unreadable) == (11, 4, ["cut.png cannot be read"])
     assert [score for score, *_ in summary.highest] == [0.9, 0.8, 0.7, 0.6, 0.5]
-    text = describe(summary, Path("results/v0"), 0.55, {"9.png": "short/9.png"})
+    text = describe(summary, Path("results/v0"), {"9.png": "short/9.png"})
     assert text.splitlines() == [
         "11 images, 4 abnormal (score above 0.550), 1 unreadable",
         "highest scores:",
@@ -129,6 +131,12 @@ def test_summary(tmp_path):
     ]
 
 
+def test_classes_may_have_different_thresholds(tmp_path):
+    rows = [Prediction(f"{each}.png", score=0.5, threshold=each, label="normal").to_row() for each in (0.3, 0.7)]
+    text = describe(summarize(write_table(tmp_path / "t.csv", rows)), Path(), {})
+    assert text.startswith("2 images, 0 abnormal, 0 unreadable\n")
+
+
 def test_summary_of_a_long_table(tmp_path):
     scores = np.random.default_rng(0).permutation(3000) / 3000
     rows = [Prediction(f"{score:.4f}", score=score, label="normal").to_row() for score in scores]
@@ -138,10 +146,10 @@ def test_summary_of_a_long_table(tmp_path):
 
 def test_summary_names_twenty_unreadable_images(tmp_path):
     rows = [Prediction(f"{index}", label="unreadable", error=f"{index} is cut").to_row() for index in range(25)]
-    text = describe(summarize(write_table(tmp_path / "t.csv", rows)), Path(), None, {})
+    text = describe(summarize(write_table(tmp_path / "t.csv", rows)), Path(), {})
     assert text.count("is cut") == 20
     assert "not read: 5 more, which are in the table" in text
-    assert text.startswith("25 images, 25 unreadable\n")
+    assert text.startswith("25 images, 0 abnormal, 25 unreadable\n")
 
 
 def test_table_is_plain_csv(batch):
