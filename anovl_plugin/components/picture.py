@@ -14,6 +14,7 @@ from anovl_plugin.components.lettering import load_font, shorten, wrap
 _INK, _PAPER, _QUIET = (20, 20, 20), (255, 255, 255), (95, 95, 95)
 # Dark and light, so that they differ in gray, too.
 _BANDS = {"abnormal": ((150, 0, 20), _PAPER), "normal": ((216, 236, 216), _INK), "": ((225, 225, 225), _INK)}
+_WARNING = (255, 190, 0)
 _FOUND, _TRUTH = (255, 225, 0), (255, 255, 255)
 _MAP_ALPHA = 0.65
 _TITLES = {
@@ -108,7 +109,7 @@ def draw_picture(content: Content, style: Style) -> Image.Image:
         return _join([panel for _, panel, _ in panels], style)
     # A narrow image has wider margins, so that titles fit.
     font, gap = load_font(style.line, style.font), style.line // 2
-    cell = max(size[0], *(int(font.getlength(title)) + 1 for title, _, _ in panels), style.line * 12)
+    cell = max(size[0], *(int(font.getlength(title)) + 1 for title, _, _ in panels), style.line * 15)
     width = len(panels) * cell + (len(panels) + 1) * gap
     caption = draw_caption(content, style, width)
     rest = Image.new("RGB", (width, size[1] + 5 * style.line + 2 * gap), _PAPER)
@@ -154,7 +155,8 @@ def draw_caption(content: Content, style: Style, width: int) -> Image.Image:
     large = load_font(round(1.3 * style.line), style.font, bold=True)
     small = load_font(style.line, style.font)
     margin = style.line // 2
-    lines = [(text, large) for text in wrap(describe_verdict(content), large, width - 2 * margin)]
+    room = width - 2 * margin - int(large.getlength(f"{describe_mistake(content)} "))
+    lines = [(text, large) for text in wrap(describe_verdict(content), large, room)]
     for text in describe_details(content):
         lines += [(part, small) for part in wrap(text, small, width - 2 * margin)]
     if content.name:
@@ -165,6 +167,11 @@ def draw_caption(content: Content, style: Style, width: int) -> Image.Image:
     for (text, font), height in zip(lines, heights, strict=True):
         draw.text((margin, top), text, font=font, fill=ink)
         top += height
+    mistake = describe_mistake(content)
+    if mistake:
+        length = int(large.getlength(mistake)) + 2 * margin
+        draw.rectangle((width - length, 0, width, heights[0] + margin), fill=_WARNING)
+        draw.text((width - length // 2, margin), mistake, font=large, fill=_INK, anchor="ma")
     return band
 
 
@@ -177,16 +184,25 @@ def describe_verdict(content: Content) -> str:
         return verdict
     if content.ground_truth == content.label:
         return f"{verdict}, as the ground truth"
-    mistake = "falsely called" if content.label == "abnormal" else "missed"
-    return f"{verdict}, but {mistake}: the ground truth is {content.ground_truth}"
+    return f"{verdict}, but the ground truth is {content.ground_truth}"
+
+
+def describe_mistake(content: Content) -> str:
+    """Return what a wrong verdict is called; an empty text if it is not known to be wrong."""
+    if not (content.label and content.ground_truth) or content.label == content.ground_truth:
+        return ""
+    return "FALSE ALARM" if content.label == "abnormal" else "MISSED"
 
 
 def describe_details(content: Content) -> list[str]:
     """Return score and threshold, class and explanation, each in words."""
     parts = []
     if content.score is not None:
-        relation = "" if content.threshold is None else f", threshold {content.threshold:.3f}"
-        parts.append(f"score {content.score:.3f}{relation}")
+        # As many digits as it takes to tell them apart.
+        score, threshold = (f"{each:.3f}" for each in (content.score, content.threshold or 0))
+        if score == threshold:
+            score, threshold = (f"{each:.6f}" for each in (content.score, content.threshold or 0))
+        parts.append(f"score {score}" if content.threshold is None else f"score {score}, threshold {threshold}")
     if content.class_name:
         parts.append(f"asked for: {content.class_name}")
     details = [" · ".join(parts)] if parts else []
@@ -260,8 +276,9 @@ def _draw_mask(pixels: np.ndarray, mask: np.ndarray, name: str, style: Style) ->
         if name == "gt_mask":
             for contour in contours:
                 for point in contour[:: 4 * width, 0]:
-                    cv2.circle(drawn, (int(point[0]), int(point[1])), width + 1, (0, 0, 0), -1, cv2.LINE_AA)
-                    cv2.circle(drawn, (int(point[0]), int(point[1])), width, color, -1, cv2.LINE_AA)
+                    place = int(point[0]), int(point[1])
+                    cv2.circle(drawn, place, width, (0, 0, 0), -1, cv2.LINE_AA)
+                    cv2.circle(drawn, place, width - 1, color, -1, cv2.LINE_AA)
         else:
             cv2.drawContours(drawn, contours, -1, (0, 0, 0), width + 2, cv2.LINE_AA)
             cv2.drawContours(drawn, contours, -1, color, width, cv2.LINE_AA)
@@ -272,7 +289,7 @@ def _mark_peak(pixels: np.ndarray, content: Content, style: Style) -> None:
     assert content.anomaly_map is not None
     peak = find_peak(content.anomaly_map, pixels.shape[:2])
     radius, width = max(8, style.line), _stroke(style)
-    for color, thickness in (((0, 0, 0), 3 * width), (_FOUND, width)):
+    for color, thickness in (((0, 0, 0), width + 2), (_FOUND, width)):
         cv2.circle(pixels, (peak.x, peak.y), radius, color, thickness, cv2.LINE_AA)
         for dx, dy in ((1, 0), (-1, 0), (0, 1), (0, -1)):
             start = peak.x + dx * radius, peak.y + dy * radius
@@ -314,7 +331,7 @@ def _draw_legend(
     """Write what the marks of a panel mean."""
     lines = []
     if content.marks_peak and over:
-        lines += ["nothing above the threshold;", "the circle marks the highest pixel"]
+        lines += ["no pixel above the threshold", "circle: the highest pixel"]
     elif "pred_mask" in over:
         mask = content.masks["pred_mask"]
         lines.append(f"line: found, {mask.mean():.1%} of the image" if mask.any() else "nothing found")
