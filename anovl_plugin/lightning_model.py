@@ -1,5 +1,6 @@
 """AnoVL as an anomalib model: ``anomalib test --model AnoVL``."""
 
+import warnings
 from pathlib import Path
 from typing import Any, cast
 
@@ -158,9 +159,10 @@ class AnoVL(ClassesMixin, TextBankExportMixin, CheckpointMixin, AnomalibModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """Return anomalib's callbacks, and those that read images of any bit depth and handle the data of a run."""
-        put_first(attached_trainer(self), RunFolder)
+        trainer = attached_trainer(self)
+        put_first(trainer, RunFolder)
         components = cast("list[Callback]", super().configure_callbacks())
-        return run_callbacks(components, self._on_error, self._save_maps)
+        return run_callbacks(trainer, components, self._on_error, self._save_maps)
 
     def configure_pre_processor(self, image_size: tuple[int, int] | None = None) -> AntialiasedPreProcessor:  # type: ignore[override] # ours needs the CLIP
         """Return the default pre-processor: bilinear resizing to the model's size, and CLIP's normalization.
@@ -190,6 +192,8 @@ class AnoVL(ClassesMixin, TextBankExportMixin, CheckpointMixin, AnomalibModule):
 
     def val_dataloader(self) -> list:
         """No validation data; a data module's takes precedence."""
+        # Not to have any is no mistake.
+        warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")
         return []
 
     def on_validation_start(self) -> None:

@@ -1,11 +1,12 @@
 """The callbacks of a run, in the order that they need."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from anomalib.metrics import Evaluator
 from anomalib.visualization import Visualizer
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 
 from anovl_plugin.components.bit_depth import FullBitDepth
 from anovl_plugin.components.class_metrics import ClassMetrics
@@ -19,18 +20,43 @@ from anovl_plugin.components.run_record import RunRecord
 from anovl_plugin.components.unreadable import OnError, UnreadableImages
 from anovl_plugin.components.validation import OptionalValidation, RandomHalves
 from anovl_plugin.components.visualizer import ResultVisualizer
+from anovl_plugin.hosts.lightning import callbacks_of
+
+
+class _Returned(NamedTuple):
+    """What a trainer was given in the run before."""
+
+    wanted: tuple
+    callbacks: list[Callback]
+
+
+_RETURNED: WeakKeyDictionary[Trainer, _Returned] = WeakKeyDictionary()
 
 
 def run_callbacks(
-    components: Sequence[Callback], on_error: OnError | None, save_maps: MapFormat | None
+    trainer: Trainer | None, components: Sequence[Callback], on_error: OnError | None, save_maps: MapFormat | None
 ) -> list[Callback]:
-    """Return the callbacks of a model.
+    """Return the callbacks that a model adds to those of a trainer: none if it has them from the run before.
 
     Args:
+        trainer: The trainer; ``None`` if there is none yet.
         components: Pre-processor, post-processor, evaluator and visualizer, as far as the model has them.
         on_error: What an image that cannot be read does to a run.
         save_maps: Format of the raw maps to write; ``None`` to write none.
     """
+    wanted = (*components, on_error, save_maps)
+    if trainer is not None and trainer in _RETURNED:
+        before, attached = _RETURNED[trainer], callbacks_of(trainer)
+        if before.wanted == wanted and all(callback in attached for callback in before.callbacks):
+            # If they were returned again, Lightning would say at length that they replace themselves.
+            return []
+    callbacks = _arrange(components, on_error, save_maps)
+    if trainer is not None:
+        _RETURNED[trainer] = _Returned(wanted, callbacks)
+    return callbacks
+
+
+def _arrange(components: Sequence[Callback], on_error: OnError | None, save_maps: MapFormat | None) -> list[Callback]:
     unreadable = UnreadableImages(on_error)
     table = PredictionTable(unreadable)
     processors: list[Callback] = []
