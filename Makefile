@@ -43,13 +43,14 @@ test-oldest: $(VENV)/installed  ## Run the tests that use open_clip on its oldes
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(OLDEST) open_clip_torch==2.23.0
 	PYTHONPATH=$(OLDEST) $(PYTEST) -W default tests/unit/vision tests/unit/text tests/unit/test_torch_model.py
 
-# The lowest versions precede the installed ones, which remain for torch and for indirect dependencies.
+# The lowest versions precede the installed ones, which remain for torch and for indirect dependencies. pytest would load
+# a plugin of the installed platformdirs that the lowest version does not have.
 LOWEST := $(VENV)/lowest
 test-lowest: $(VENV)/installed  ## Run the unit tests on the lowest versions that pyproject.toml allows
 	rm -rf $(LOWEST)
 	$(BIN)/python -m pip install --quiet --no-deps --target $(LOWEST) $$($(BIN)/python -m tests.helpers.requirements)
 	PYTHONPATH=$(LOWEST) $(BIN)/python -m tests.helpers.requirements --check $(LOWEST)
-	PYTHONPATH=$(LOWEST) $(PYTEST) -W default tests/unit
+	PYTHONPATH=$(LOWEST) $(PYTEST) -p no:platformdirs -W default tests/unit
 
 coverage: $(VENV)/installed  ## Run all tests and fail if they miss too many lines or branches
 	$(PYTEST) --cov --cov-report=term --cov-report=html

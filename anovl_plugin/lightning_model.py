@@ -27,9 +27,10 @@ from anovl_plugin.components.run_callbacks import run_callbacks
 from anovl_plugin.components.run_folder import RunFolder
 from anovl_plugin.components.settings import settings_of
 from anovl_plugin.components.unreadable import OnError, check_on_error
+from anovl_plugin.components.validated_results import ValidatedResults
 from anovl_plugin.components.visualizer import ResultVisualizer
 from anovl_plugin.config import check_flag, is_loading_checkpoint
-from anovl_plugin.hosts.lightning import attached_trainer, put_first
+from anovl_plugin.hosts.lightning import attached_trainer, is_preliminary, put_first
 from anovl_plugin.scoring.adaptation import Adaptation
 from anovl_plugin.scoring.image_score import ImageScore, ImageScoreName
 from anovl_plugin.torch_model import AnoVLModel, NonFiniteImageError, check_images
@@ -142,6 +143,7 @@ class AnoVL(ClassesMixin, TextBankExportMixin, CheckpointMixin, AnomalibModule):
         for name in ("on_error", "save_maps"):
             self.hparams.pop(name)
         self.save_hyperparameters(settings_of(self.model, class_name, domain, save_backbone))
+        self._validated = ValidatedResults()
         self.has_default_pre_processor = pre_processor is True
         self._was_given_pre_processor = not isinstance(pre_processor, bool)
         if not is_loading_checkpoint() and not backbone.startswith("hf-hub:"):
@@ -198,25 +200,35 @@ class AnoVL(ClassesMixin, TextBankExportMixin, CheckpointMixin, AnomalibModule):
 
     def on_validation_start(self) -> None:
         """Load the CLIP and build the text bank, on the device of the run."""
+        self._validated.clear()
         self.build_text_bank()
 
-    on_test_start = on_validation_start
-    on_predict_start = on_validation_start
+    def on_test_start(self) -> None:
+        """Load the CLIP and build the text bank, on the device of the run."""
+        self.build_text_bank()
+
+    on_predict_start = on_test_start
+
+    def on_test_end(self) -> None:
+        """Forget the results of the validation before the test or prediction."""
+        self._validated.clear()
+
+    on_predict_end = on_test_end
 
     def validation_step(self, batch: Batch, *args: object, **kwargs: object) -> STEP_OUTPUT:
         """Score a batch, from which the post-processor sets thresholds and normalization."""
         del args, kwargs
-        return self._score(batch)
+        return self._score(batch, keep=is_preliminary(self.trainer))
 
     def test_step(self, batch: Batch, *args: object, **kwargs: object) -> STEP_OUTPUT:
-        """Score a batch."""
+        """Score a batch, or take the scores from the validation before the test if it saw the very same batch."""
         del args, kwargs
-        return self._score(batch)
+        return self._score(batch, reuse=True)
 
     def predict_step(self, batch: Batch, *args: object, **kwargs: object) -> STEP_OUTPUT:
-        """Score a batch."""
+        """Score a batch, as in a test."""
         del args, kwargs
-        return self._score(batch)
+        return self._score(batch, reuse=True)
 
     def forward(
         self, batch: Tensor, class_index: Tensor | None = None, *args: object, **kwargs: object
@@ -260,13 +272,15 @@ class AnoVL(ClassesMixin, TextBankExportMixin, CheckpointMixin, AnomalibModule):
         self.model.load()
         self.set_default_transform()
 
-    def _score(self, batch: Batch) -> STEP_OUTPUT:
+    def _score(self, batch: Batch, *, keep: bool = False, reuse: bool = False) -> STEP_OUTPUT:
         class_index = self.class_index_of(batch)
         if class_index is not None:
             # Not one of anomalib's fields; the post-processor and the metrics read it.
             batch.class_index = class_index  # type: ignore[attr-defined]
+        images = cast("Tensor", batch.image)
+        found = self._validated.find(self.model, images, class_index) if reuse else None
         try:
-            predictions = self.model(batch.image, class_index)
+            predictions = self.model(images, class_index) if found is None else found
         except NonFiniteImageError as error:
             paths = getattr(batch, "image_path", None)
             if not paths:
@@ -276,6 +290,10 @@ class AnoVL(ClassesMixin, TextBankExportMixin, CheckpointMixin, AnomalibModule):
                 f"{names}: scores are not finite: pixels are NaN, infinite or far out of range, or precision is too low"
             )
             raise ValueError(msg) from None
+        # For the table of predictions, which has no time for such images.
+        batch.is_taken_over = found is not None  # type: ignore[attr-defined]
+        if keep:
+            self._validated.keep(self.model, images, class_index, predictions)
         return batch.update(**predictions._asdict())
 
 

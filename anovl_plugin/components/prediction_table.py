@@ -80,7 +80,8 @@ class PredictionTable(EachStage):
         if batch.pred_score is not None:
             # Waits for a GPU.
             batch.pred_score.cpu()
-        milliseconds = 1000 * (perf_counter() - self._started) / len(batch)
+        is_taken_over = getattr(batch, "is_taken_over", False)
+        milliseconds = None if is_taken_over else 1000 * (perf_counter() - self._started) / len(batch)
         # Those of a validation are known at its end.
         unknown: list[float | None] = [None] * len(batch)
         limits = unknown if trainer.validating else [each.image for each in thresholds_of(pl_module, batch)]

@@ -47,12 +47,13 @@ class RunFacts(NamedTuple):
     Attributes:
         class_names: Class that each image was asked for.
         thresholds: Score above which each image is abnormal; ``None`` if nothing is.
-        milliseconds: Time per image that scoring took, without reading and drawing.
+        milliseconds: Time per image that scoring took, without reading and drawing; ``None`` if scores were taken over
+            from a validation.
     """
 
     class_names: list[str]
     thresholds: list[float | None]
-    milliseconds: float
+    milliseconds: float | None
 
 
 @dataclass

@@ -36,3 +36,10 @@ class ResizableModuleList(nn.ModuleList):
         del self[number:]
         self.extend(self.new_module() for _ in range(number - len(self)))
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def state_version(module: nn.Module) -> tuple[tuple[int, int], ...]:
+    """Return what differs once a parameter or buffer of a module has been changed or replaced."""
+    tensors = [*module.parameters(), *module.buffers()]
+    # Inference tensors have no version; nothing changes them outside of inference mode.
+    return tuple((id(tensor), -1 if tensor.is_inference() else tensor._version) for tensor in tensors)

@@ -183,7 +183,7 @@ def test_the_constructor_loads_nothing(weights_of, replace_loading):
 
 
 CONTRADICTIONS = {
-    "class_name": ({"class_name": "cable"}, "^class_name is 'cable', but the checkpoint was made with 'bottle'; leave"),
+    "class_name": ({"class_name": "cable"}, "^class_name is 'cable', but the checkpoint was made with 'bottle'; omit"),
     "domain": (
         {"domain": "texture"},
         "^domain is 'texture', but the checkpoint was made with 'object'; omit domain",
@@ -194,13 +194,13 @@ CONTRADICTIONS = {
     ),
     "image_size": (
         {"image_size": 40},
-        r"^image_size is \(40, 40\), but the checkpoint was made with \(32, 32\); leave",
+        r"^image_size is \(40, 40\), but the checkpoint was made with \(32, 32\); omit",
     ),
     "image_score": (
         {"image_score": "map"},
         r"^image_score is MapScore\(top_fraction=0.0\), but the checkpoint was made with GlobalScore\(views='single'\)",
     ),
-    "tiles_per_side": ({"tiles_per_side": 2}, "^tiles_per_side is 2, but the checkpoint was made with None; leave"),
+    "tiles_per_side": ({"tiles_per_side": 2}, "^tiles_per_side is 2, but the checkpoint was made with None; omit"),
     "adaptation": (
         {"adaptation": LinearAdapter()},
         r"^adaptation is LinearAdapter\(steps=5, .*\), but the checkpoint was made with None; omit adaptation",
