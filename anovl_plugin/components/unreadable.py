@@ -52,11 +52,11 @@ class Fetched(NamedTuple):
     """What a loader's worker hands over.
 
     Attributes:
-        batch: Batch of the images that could be read; ``None`` if there are none.
+        batches: Batches of the images that could be read: one or none, or one of each image.
         unreadable: The others.
     """
 
-    batch: Any
+    batches: list
     unreadable: list[Unreadable]
 
 
@@ -80,11 +80,13 @@ class UnreadableImages(LoaderCallback):
         self.found: list[Unreadable] = []
         self._datasets: list[Dataset] = []
         self._pre_processor: object = None
+        self._keep_shapes = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start with an empty list."""
         super().setup(trainer, pl_module, stage)
         self.found, self._pre_processor = [], getattr(pl_module, "pre_processor", None)
+        self._keep_shapes = getattr(getattr(pl_module, "model", None), "tiles_per_side", None) is not None
 
     def change_loader(self, loader: DataLoader, trainer: Trainer) -> DataLoader:
         """Return a loader that leaves out what cannot be read, and tells this callback."""
@@ -97,7 +99,10 @@ class UnreadableImages(LoaderCallback):
         vars(dataset)["__getitems__"] = SurvivingItems(dataset, read, partial(_check_size, self._pre_processor))
         self._datasets.append(dataset)
         stops = (self.on_error or ("report" if trainer.predicting else "stop")) == "stop"
-        return _surviving(loader, self._stop if stops else self._report)
+        collate = SurvivingCollate(
+            loader.collate_fn, self._stop if stops else self._report, keep_shapes=self._keep_shapes
+        )
+        return _surviving(loader, collate)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Restore the datasets."""
@@ -162,21 +167,32 @@ class SurvivingCollate:
     Args:
         collate: The loader's own function.
         tell: What to do about each of the others, in the main process.
+        keep_shapes: Whether to make a batch of each image where their shapes differ; anomalib would resize them all to
+            the shape of the largest. Default: ``False``.
     """
 
-    def __init__(self, collate: Callable[[list], object], tell: Callable[[Unreadable], None]) -> None:
+    def __init__(
+        self,
+        collate: Callable[[list], object],
+        tell: Callable[[Unreadable], None] | None,
+        *,
+        keep_shapes: bool = False,
+    ) -> None:
         self.collate = collate
         self.tell = tell
+        self.keep_shapes = keep_shapes
 
     def __call__(self, items: list) -> Fetched:
         """Return what could be read as a batch, and what could not."""
         readable = [item for item in items if not isinstance(item, Unreadable)]
         unreadable = [item for item in items if isinstance(item, Unreadable)]
-        return Fetched(self.collate(readable) if readable else None, unreadable)
+        if self.keep_shapes and len({tuple(item.image.shape) for item in readable}) > 1:
+            return Fetched([self.collate([item]) for item in readable], unreadable)
+        return Fetched([self.collate(readable)] if readable else [], unreadable)
 
     def __getstate__(self) -> dict[str, object]:
         """Return what workers need: they tell nobody."""
-        return {"collate": self.collate, "tell": None}
+        return {"collate": self.collate, "tell": None, "keep_shapes": self.keep_shapes}
 
 
 class SurvivingLoader(DataLoader):
@@ -186,11 +202,21 @@ class SurvivingLoader(DataLoader):
 
     def __iter__(self) -> Iterator:  # type: ignore[override] # PyTorch promises its own iterator
         """Iterate over the batches that have images."""
-        for batch, unreadable in super().__iter__():
+        for batches, unreadable in super().__iter__():
             for image in unreadable:
                 self.collate_fn.tell(Unreadable(*image))
-            if batch is not None:
-                yield batch
+            yield from batches
+
+    def __len__(self) -> int:
+        """Return the number of batches.
+
+        Raises:
+            TypeError: If it is not known before the images are read.
+        """
+        if self.collate_fn.keep_shapes and self.batch_size != 1:
+            msg = "images may have different shapes, so that the number of batches is not known"
+            raise TypeError(msg)
+        return super().__len__()
 
 
 def explain(path: str, error: Exception) -> str:
@@ -218,9 +244,9 @@ def _check_size(pre_processor: object, item: Any) -> None:
             check_before_resizing(transform, image)
 
 
-def _surviving(loader: DataLoader, tell: Callable[[Unreadable], None]) -> DataLoader:
+def _surviving(loader: DataLoader, collate: SurvivingCollate) -> DataLoader:
     # A copy, as the same loader may be used in another run.
     changed = copy.copy(loader)
-    changed.collate_fn = SurvivingCollate(loader.collate_fn, tell)
+    changed.collate_fn = collate
     changed.__class__ = type(f"Surviving{type(loader).__name__}", (SurvivingLoader, type(loader)), {})
     return changed
