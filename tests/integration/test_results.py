@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import re
 import shlex
 import shutil
@@ -15,11 +16,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from anomalib.data import Folder
 from PIL import Image
 
 from anovl_plugin.components.predictions import COLUMNS
 from tests.helpers.coco_runs import decode_runs
 from tests.helpers.commands import run
+from tests.helpers.engine_runs import quiet_engine, run_test
+from tests.helpers.image_datasets import write_folder, write_images
 
 MODEL = "--model AnoVL --model.backbone anovl-demo --model.class_name brick --model.domain texture"
 
@@ -272,3 +276,89 @@ def test_a_killed_run_leaves_whole_lines_and_pictures(surfaces, tmp_path):
     for path in folder.glob("images/many/*.png"):
         Image.open(path).load()
     assert yaml.safe_load((folder / "run.yaml").read_text())["finished"] is None
+
+
+def test_tiled_images_of_different_shapes_are_scored_as_if_alone(make, tmp_path):
+    """anomalib would resize the images of a batch to one shape."""
+    for kind, seed in (("good", 1), ("bad", 2)):
+        write_images(tmp_path / "data" / kind, 3, seed)
+        path = tmp_path / "data" / kind / "001.png"
+        image = Image.open(path)
+        image.resize((60, 40)).save(path)
+    scores = {}
+    for size in (1, 4):
+        data = Folder(
+            "nuts",
+            root=tmp_path / "data",
+            normal_dir="good",
+            normal_test_dir="good",
+            abnormal_dir="bad",
+            val_split_mode="same_as_test",
+            eval_batch_size=size,
+            num_workers=0,
+        )
+        run_test(make(tiles_per_side=1, class_name="nut"), tmp_path / str(size), data)
+        (table,) = (tmp_path / str(size)).rglob("predictions.csv")
+        scores[size] = {row["image_path"]: float(row["score"]) for row in rows_of(table.parent)}
+    assert len(scores[1]) == 6
+    assert scores[4] == pytest.approx(scores[1], abs=1e-5)
+
+
+def test_a_random_half_is_announced(make, tmp_path, caplog):
+    write_folder(tmp_path / "data", masks=False)
+    data = Folder("nuts", root=tmp_path / "data", normal_dir="good", abnormal_dir="bad", num_workers=0)
+    with caplog.at_level(logging.WARNING):
+        run_test(make(class_name="nut"), tmp_path, data)
+    (line,) = [text for text in caplog.messages if "are tested" in text]
+    assert line.startswith("Only 50% of the test images are tested, chosen at random, others in each run;")
+    assert "same_as_test" in line
+
+
+def test_metrics_of_one_class_are_left_out(make, tmp_path, caplog):
+    write_folder(tmp_path / "data", masks=False)
+    data = Folder(
+        "nuts",
+        root=tmp_path / "data",
+        normal_dir="good",
+        normal_test_dir="good",
+        val_split_mode="none",
+        test_split_mode="from_dir",
+        num_workers=0,
+    )
+    model = make(class_name="nut")
+    with caplog.at_level(logging.WARNING):
+        metrics = run_test(model, tmp_path, data)
+    assert "image_AUROC" not in metrics
+    assert any("image_AUROC, image_F1Score left out" in text for text in caplog.messages)
+    assert len(model.evaluator.test_metrics) == 4
+
+
+def test_a_second_run_of_an_engine_has_a_folder_of_its_own(make, bare, tmp_path):
+    engine, model = quiet_engine(tmp_path), make(class_name="nut")
+    for _ in range(2):
+        engine.predict(model, data_path=bare)
+    for name in ("v0", "v1"):
+        rows = rows_of(tmp_path / "AnoVL" / name)
+        assert [Path(row["image_path"]).name for row in rows] == ["000.png", "001.png"]
+    assert sorted(path.name for path in (tmp_path / "AnoVL").iterdir()) == ["latest", "v0", "v1"]
+
+
+def test_a_program_goes_on_after_an_unreadable_image(make, bare, tmp_path, caplog):
+    shutil.copytree(bare, tmp_path / "shots")
+    (tmp_path / "shots" / "empty.png").touch()
+    with caplog.at_level(logging.INFO):
+        found = quiet_engine(tmp_path).predict(
+            make(class_name="nut"), data_path=tmp_path / "shots", return_predictions=True
+        )
+    assert len(found) == 2
+    path = tmp_path / "shots" / "empty.png"
+    assert f"{path} cannot be read (it is not an image); save it again, or remove it" in caplog.messages
+    assert any(text.startswith("3 images, ") for text in caplog.messages)
+
+
+def test_open_clip_loads_quietly(day, tmp_path):
+    done = run(shlex.split(f"anomalib predict {MODEL} --data {day / 'line2' / '000.png'}"), tmp_path)
+    assert done.returncode == 0
+    for words in ("Parsing tokenizer", "Attempting to load config", "Total length of", "override existing callbacks"):
+        assert words not in done.stdout + done.stderr
+    assert "Text bank of class" in done.stdout

@@ -164,6 +164,27 @@ def test_a_strip_that_would_fill_the_memory_is_left_out(tmp_path):
     assert re.match(r"\S+strip\.png: an image of 1 × 500000 pixels would be resized to", reason)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_images_of_different_shapes_stay_apart_where_shapes_count(workers, tmp_path):
+    for index, size in enumerate([(30, 20), (20, 20), (20, 20), (20, 20)]):
+        Image.new("L", size).save(tmp_path / f"{index}.png")
+    dataset = PredictDataset(tmp_path)
+    dataset.image_filenames.sort()
+    loader = DataLoader(dataset, batch_size=2, num_workers=workers, collate_fn=dataset.collate_fn)
+    callback = UnreadableImages()
+    callback._keep_shapes = True
+    changed = callback.change_loader(loader, FakeTrainer(predicting=True))
+    assert [tuple(batch.image.shape) for batch in changed] == [(1, 3, 20, 30), (1, 3, 20, 20), (2, 3, 20, 20)]
+    with pytest.raises(
+        TypeError, match=r"^images may have different shapes, so that the number of batches is not know"
+    ):
+        len(changed)
+    callback._keep_shapes = False
+    squashed = callback.change_loader(loader, FakeTrainer(predicting=True))
+    assert [tuple(batch.image.shape) for batch in squashed] == [(2, 3, 20, 30), (2, 3, 20, 20)]
+    assert len(squashed) == 2
+
+
 def test_own_errors_that_name_the_file_are_kept():
     error = ValueError("a.tiff holds floats from 0 to 3; scale them\nmore")
     assert explain("a.tiff", error) == "a.tiff holds floats from 0 to 3; scale them"
