@@ -122,11 +122,12 @@ class PredictionTable(EachStage):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Complete the files of a run that is interrupted, as far as it got."""
         del pl_module, exception
-        if self._folder is not None and self._files:
-            self._append(trainer, [])
-            self._close()
-            if trainer.is_global_zero:
-                self._assemble(trainer)
+        if self._folder is None or not (self._folder / LINES).exists():
+            return
+        self._append(trainer, [])
+        self._close()
+        if trainer.is_global_zero:
+            self._assemble(trainer)
 
     def _append(self, trainer: Trainer, predictions: list[Prediction]) -> None:
         assert self._folder is not None

@@ -10,7 +10,7 @@ from anomalib.visualization import ImageVisualizer
 from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
 
-from anovl_plugin.components.arguments import check_threads
+from anovl_plugin.components.arguments import check_panels, check_threads
 from anovl_plugin.components.file_names import FileNames, with_suffix
 from anovl_plugin.components.image_file import read_image
 from anovl_plugin.components.picture import Content, Style, draw_picture
@@ -43,8 +43,8 @@ class ResultVisualizer(ImageVisualizer):
         threads: Number of threads, 1 to 64. Defaults to 4.
 
     Raises:
-        TypeError: If the number of threads is not a whole number.
-        ValueError: If it is out of range.
+        TypeError: If an argument has the wrong type.
+        ValueError: If a field is unknown, or a number is out of range.
     """
 
     def __init__(
@@ -59,9 +59,13 @@ class ResultVisualizer(ImageVisualizer):
         threads: int = 4,
     ) -> None:
         check_threads(threads)
+        fields = ["image"] if fields is None else fields
+        if overlay_fields is None:
+            overlay_fields = [("image", ["anomaly_map"]), ("image", ["pred_mask", "gt_mask"])]
+        check_panels(fields, overlay_fields, field_size)
         super().__init__(
-            fields or ["image"],
-            overlay_fields or [("image", ["anomaly_map"]), ("image", ["pred_mask", "gt_mask"])],
+            fields,
+            overlay_fields,
             field_size,
             fields_config,
             overlay_fields_config,

@@ -148,3 +148,46 @@ def test_picture_replaces_an_older_one(tmp_path):
         write_picture(Image.new("L", (2, 2), value), tmp_path / "a" / "b.png")
     assert Image.open(tmp_path / "a" / "b.png").getpixel((0, 0)) == 2
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["b.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "said"),
+    [
+        ({"threads": 0}, ValueError, r"^threads is 0, but must be a whole number from 1 to 64$"),
+        ({"threads": True}, TypeError, r"^threads is True, but must be a whole number from 1 to 64$"),
+        ({"threads": 2.0}, TypeError, r"^threads is 2.0, but must be a whole number from 1 to 64$"),
+        (
+            {"fields": ["mask"]},
+            ValueError,
+            r"^fields has \['mask'\], but must list some of image, gt_mask, pred_mask, anom",
+        ),
+        ({"fields": "image"}, TypeError, r"^fields has 'image', but must list some"),
+        (
+            {"overlay_fields": ["image"]},
+            TypeError,
+            r"^overlay_fields is \['image'\], but must list pairs such as \(image",
+        ),
+        ({"overlay_fields": 3}, TypeError, r"^overlay_fields is 3, but must list pairs"),
+        (
+            {"overlay_fields": [("image", ["x"])]},
+            ValueError,
+            r"^overlay_fields has \['x'\], but must list some of image",
+        ),
+        (
+            {"overlay_fields": [("x", ["image"])]},
+            ValueError,
+            r"^overlay_fields has \['x'\], but must list some of image",
+        ),
+        (
+            {"field_size": (15, 100)},
+            ValueError,
+            r"^field_size is \(15, 100\), but must be a width and a height from 16 to",
+        ),
+        ({"field_size": (100, 8193)}, ValueError, r"^field_size is \(100, 8193\)"),
+        ({"field_size": 256}, TypeError, r"^field_size is 256, but must be a width and a height"),
+        ({"field_size": (1.5, 100)}, TypeError, r"^field_size is \(1.5, 100\)"),
+    ],
+)
+def test_invalid_settings(arguments, kind, said):
+    with pytest.raises(kind, match=said):
+        ResultVisualizer(**arguments)
