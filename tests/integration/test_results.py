@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 import yaml
 from anomalib.data import Folder
+from anomalib.visualization import ImageVisualizer
 from PIL import Image
 
 from anovl_plugin.components.predictions import COLUMNS
@@ -341,6 +342,14 @@ def test_a_second_run_of_an_engine_has_a_folder_of_its_own(make, bare, tmp_path)
         rows = rows_of(tmp_path / "AnoVL" / name)
         assert [Path(row["image_path"]).name for row in rows] == ["000.png", "001.png"]
     assert sorted(path.name for path in (tmp_path / "AnoVL").iterdir()) == ["latest", "v0", "v1"]
+
+
+def test_the_visualizer_of_anomalib_follows_the_folder(make, bare, tmp_path):
+    engine, model = quiet_engine(tmp_path), make(class_name="nut", visualizer=ImageVisualizer(field_size=(32, 32)))
+    for _ in range(2):
+        engine.predict(model, data_path=bare)
+    for name in ("v0", "v1"):
+        assert len(list((tmp_path / "AnoVL" / name / "images").rglob("*.png"))) == 2
 
 
 def test_a_program_goes_on_after_an_unreadable_image(make, bare, tmp_path, caplog):

@@ -137,6 +137,12 @@ def test_classes_may_have_different_thresholds(tmp_path):
     assert text.startswith("2 images, 0 abnormal, 0 unreadable\n")
 
 
+def test_nothing_is_called_normal_where_nothing_was_decided(tmp_path):
+    rows = [Prediction("a.png", score=0.9).to_row()]
+    text = describe(summarize(write_table(tmp_path / "t.csv", rows)), Path("v0"), {})
+    assert text == "1 image, 0 unreadable\nhighest scores:\n  0.900            a.png\nresults: v0"
+
+
 def test_summary_of_a_long_table(tmp_path):
     scores = np.random.default_rng(0).permutation(3000) / 3000
     rows = [Prediction(f"{score:.4f}", score=score, label="normal").to_row() for score in scores]
@@ -149,7 +155,7 @@ def test_summary_names_twenty_unreadable_images(tmp_path):
     text = describe(summarize(write_table(tmp_path / "t.csv", rows)), Path(), {})
     assert text.count("is cut") == 20
     assert "not read: 5 more, which are in the table" in text
-    assert text.startswith("25 images, 0 abnormal, 25 unreadable\n")
+    assert text.startswith("25 images, 25 unreadable\n")
 
 
 def test_table_is_plain_csv(batch):
