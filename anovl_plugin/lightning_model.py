@@ -19,6 +19,7 @@ from anovl_plugin.components.arguments import check_components
 from anovl_plugin.components.checkpoint import CheckpointMixin
 from anovl_plugin.components.classes import parse_class_name
 from anovl_plugin.components.classes_of_run import ClassesMixin
+from anovl_plugin.components.explanation import keep_matches
 from anovl_plugin.components.export import TextBankExportMixin
 from anovl_plugin.components.post_processor import ZeroShotPostProcessor
 from anovl_plugin.components.pre_processor import AntialiasedPreProcessor, default_transform
@@ -33,7 +34,7 @@ from anovl_plugin.config import check_flag, is_loading_checkpoint
 from anovl_plugin.hosts.lightning import attached_trainer, is_preliminary, put_first
 from anovl_plugin.scoring.adaptation import Adaptation
 from anovl_plugin.scoring.image_score import ImageScore, ImageScoreName
-from anovl_plugin.torch_model import AnoVLModel, NonFiniteImageError, check_images
+from anovl_plugin.torch_model import AnoVLModel, NonFiniteImageError, ScoredImages, check_images
 from anovl_plugin.vision.backbone import DEFAULT_BACKBONE, DEFAULT_PRETRAINED
 
 # How far raw pixels may lie outside [0, 1], because resizing can overshoot.
@@ -160,7 +161,7 @@ class AnoVL(ClassesMixin, TextBankExportMixin, CheckpointMixin, AnomalibModule):
         return {}
 
     def configure_callbacks(self) -> list[Callback]:
-        """Return anomalib's callbacks, and those that read images of any bit depth and handle the data of a run."""
+        """Return anomalib's callbacks, and those that handle the data and the results of a run."""
         trainer = attached_trainer(self)
         put_first(trainer, RunFolder)
         components = cast("list[Callback]", super().configure_callbacks())
@@ -280,7 +281,7 @@ class AnoVL(ClassesMixin, TextBankExportMixin, CheckpointMixin, AnomalibModule):
         images = cast("Tensor", batch.image)
         found = self._validated.find(self.model, images, class_index) if reuse else None
         try:
-            predictions = self.model(images, class_index) if found is None else found
+            scored = self._predict(images, class_index) if found is None else found
         except NonFiniteImageError as error:
             paths = getattr(batch, "image_path", None)
             if not paths:
@@ -293,8 +294,15 @@ class AnoVL(ClassesMixin, TextBankExportMixin, CheckpointMixin, AnomalibModule):
         # For the table of predictions, which has no time for such images.
         batch.is_taken_over = found is not None  # type: ignore[attr-defined]
         if keep:
-            self._validated.keep(self.model, images, class_index, predictions)
-        return batch.update(**predictions._asdict())
+            self._validated.keep(self.model, images, class_index, scored)
+        keep_matches(batch, scored.matches)
+        return batch.update(**scored.scores._asdict())
+
+    def _predict(self, images: Tensor, class_index: Tensor | None) -> ScoredImages:
+        if any(bank.defect_words for bank in self.model.text_banks):
+            return self.model.predict(images, class_index)
+        # The usual way, so that a compiled model stays compiled.
+        return ScoredImages(self.model(images, class_index), [None] * len(images))
 
 
 def _check_values(images: Tensor) -> None:

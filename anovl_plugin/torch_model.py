@@ -6,7 +6,7 @@ Shapes: B images, T tiles per image (1 without tiles), N patches per tile, C joi
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from anomalib.data import InferenceBatch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from anovl_plugin.config import check_flag, is_loading_checkpoint, to_builtin
 from anovl_plugin.scoring.adaptation import Adaptation, adapt_tokens, parse_adaptation
+from anovl_plugin.scoring.defect_names import DefectMatch, defect_cosines
 from anovl_plugin.scoring.image_score import (
     ImageScore,
     ImageScoreName,
@@ -55,6 +56,26 @@ class NonFiniteImageError(ValueError):
             "out of range, or the precision is too low; check the files, or use another precision"
         )
         self.indices = indices
+
+
+class ScoredImages(NamedTuple):
+    """Scores and maps of images, and how their patches match the words for defects.
+
+    Attributes:
+        scores: Image scores (B,) and anomaly maps (B, 1, H, W), as :meth:`AnoVLModel.forward` returns them.
+        matches: The match of each image; ``None`` if the prompts of its class have no words for defects.
+    """
+
+    scores: InferenceBatch
+    matches: list[DefectMatch | None]
+
+
+class _OfClass(NamedTuple):
+    """Patch tokens (B, T, N, C) of the images of one class; rows (B,) tell which, ``None`` all of the batch."""
+
+    bank: TextBank
+    rows: Tensor | None
+    patch_tokens: Tensor
 
 
 class AnoVLModel(nn.Module):
@@ -285,45 +306,86 @@ class AnoVLModel(nn.Module):
             ValueError: If the images or indices have the wrong shape, an index is missing or out of range, or scores
                 are not finite.
         """
+        return self._predict(images, class_index)[0]
+
+    def predict(self, images: Tensor, class_index: Tensor | None = None) -> ScoredImages:
+        """Score images as :meth:`forward` does, and compare their patches with the words for defects of their class.
+
+        Patch tokens are compared as they are without adaptation, which is made for two states.
+
+        Args:
+            images: As for :meth:`forward`.
+            class_index: As for :meth:`forward`.
+
+        Raises:
+            RuntimeError: As :meth:`forward`.
+            TypeError: As :meth:`forward`.
+            ValueError: As :meth:`forward`.
+        """
+        scores, classes = self._predict(images, class_index)
+        matches: list[DefectMatch | None] = [None] * len(images)
+        for bank, rows, patch_tokens in classes:
+            of_class = self._match_defects(bank, patch_tokens, (images.shape[-2], images.shape[-1]))
+            for row, match in zip(range(len(images)) if rows is None else rows.tolist(), of_class, strict=True):
+                matches[row] = match
+        return ScoredImages(scores, matches)
+
+    def _predict(self, images: Tensor, class_index: Tensor | None) -> tuple[InferenceBatch, list[_OfClass]]:
         check_images(images)
         if not (self.text_banks.is_built and self.is_loaded):
             msg = "the model has no text bank yet; set class_name or call build_text_bank(class_name) first"
             raise RuntimeError(msg)
         with torch.no_grad():
-            score, anomaly_map = self._margins(images, class_index)
+            score, anomaly_map, classes = self._margins(images, class_index)
         temperature = cast("float", self.image_tower.temperature)
-        return InferenceBatch(
+        scores = InferenceBatch(
             pred_score=to_probability(score, temperature), anomaly_map=to_probability(anomaly_map, temperature)
         )
+        return scores, classes
 
-    def _margins(self, images: Tensor, class_index: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return the margins of images (B,) and their maps of margins (B, 1, H, W)."""
+    def _match_defects(
+        self, bank: TextBank, patch_tokens: Tensor, size: tuple[int, int]
+    ) -> Sequence[DefectMatch | None]:
+        if not bank.defect_words:
+            return [None] * len(patch_tokens)
+        grid_size, tile = self.image_tower.visual.grid_size, self.image_size[0] if self.tiles_per_side else None
+        temperature = cast("float", self.image_tower.temperature)
+        with torch.no_grad():
+            cosines = defect_cosines(patch_tokens, bank.defect_embeddings).cpu()
+        return [DefectMatch(bank.defect_words, each, size, grid_size, tile, temperature) for each in cosines]
+
+    def _margins(self, images: Tensor, class_index: Tensor | None) -> tuple[Tensor, Tensor, list[_OfClass]]:
+        """Return the margins of images (B,), their maps of margins (B, 1, H, W), and their tokens by class."""
+        bank = self.text_bank
         if len(self.text_banks) > 1 and class_index is not None and is_exporting():
             # The graph takes any indices, so it cannot divide the batch by them.
-            return self._margins_of_class(images, self.text_bank, self.text_banks.state_embeddings[class_index])
-        if class_index is None or len(self.text_banks) == 1 or not len(images):
-            self.text_banks.check_index(class_index, images)
-            return self._margins_of_class(images, self.text_bank, self.text_bank.state_embeddings)
+            states = self.text_banks.state_embeddings[class_index]
+            score, anomaly_map, _ = self._margins_of_class(images, bank, states)
+            return score, anomaly_map, []
         self.text_banks.check_index(class_index, images)
-        rows, scores, maps = [], [], []
+        if class_index is None or len(self.text_banks) == 1 or not len(images):
+            score, anomaly_map, tokens = self._margins_of_class(images, bank, bank.state_embeddings)
+            return score, anomaly_map, [_OfClass(bank, None, tokens)]
+        classes, order, scores, maps = [], [], [], []
         for index in class_index.unique().tolist():
-            bank = self.text_banks[index]
-            rows.append((class_index == index).nonzero().flatten())
+            bank, rows = self.text_banks[index], (class_index == index).nonzero().flatten()
             try:
-                score, anomaly_map = self._margins_of_class(images[rows[-1]], bank, bank.state_embeddings)
+                score, anomaly_map, tokens = self._margins_of_class(images[rows], bank, bank.state_embeddings)
             except NonFiniteImageError as error:
-                raise NonFiniteImageError(rows[-1][error.indices].tolist()) from None
+                raise NonFiniteImageError(rows[error.indices].tolist()) from None
+            classes.append(_OfClass(bank, rows, tokens))
+            order.append(rows)
             scores.append(score)
             maps.append(anomaly_map)
-        order = torch.cat(rows).argsort()
-        return torch.cat(scores)[order], torch.cat(maps)[order]
+        place = torch.cat(order).argsort()
+        return torch.cat(scores)[place], torch.cat(maps)[place], classes
 
-    def _margins_of_class(self, images: Tensor, bank: TextBank, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the margins of images and maps, compared with states (2, C), or each with its own, (B, 2, C)."""
+    def _margins_of_class(self, images: Tensor, bank: TextBank, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the margins of images and maps, by states (2, C) or each image's, (B, 2, C), and the patch tokens."""
         tiles, join = self._split(images)
         tokens = self.encode(tiles)
         margins = self.score(self.adapt(tokens.patch_tokens, bank), states)
-        return self.aggregate(margins, tokens.class_token, tiles, join, states)
+        return *self.aggregate(margins, tokens.class_token, tiles, join, states), tokens.patch_tokens
 
     def encode(self, tiles: Tensor) -> VisionTokens:
         """Return the tokens of tiles (B, T, 3, t, t): class tokens (B, T, C) and patch tokens (B, T, N, C)."""

@@ -87,6 +87,11 @@ def test_description_is_a_sentence_that_states_default_and_range(kind, name):
         assert bound > 10**9 or re.search(rf"\b{bound}\b", text[: found.start(1)])
 
 
+def test_defaults_are_stated_in_one_form():
+    files = (README.parent / "anovl_plugin").rglob("*.py")
+    assert not [path for path in files if re.search(r"[Dd]efaults?\s+(to|is)\b", path.read_text("utf-8"))]
+
+
 def test_model_has_the_arguments_of_the_anomalib_model_that_concern_it():
     own = defaults_of(AnoVLModel)
     assert own.items() <= defaults_of(AnoVL).items()
