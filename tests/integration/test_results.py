@@ -352,6 +352,18 @@ def test_the_visualizer_of_anomalib_follows_the_folder(make, bare, tmp_path):
         assert len(list((tmp_path / "AnoVL" / name / "images").rglob("*.png"))) == 2
 
 
+def test_regions_have_the_names_of_defects(day, tmp_path):
+    (tmp_path / "defects.yaml").write_text("extends: paper\ndefects: [crack, hole]\n")
+    call(f"predict {MODEL} --model.prompts defects.yaml --data {day}/line1/000.png", tmp_path)
+    folder = tmp_path / "results" / "AnoVL" / "latest"
+    (row,) = rows_of(folder)
+    assert re.fullmatch(r"(crack|hole) 0\.\d\d, (crack|hole) 0\.\d\d", row["explanation"])
+    found = json.loads((folder / "predictions.json").read_text())
+    names = {category["id"]: category["name"] for category in found["categories"]}
+    assert {names[note["category_id"]] for note in found["annotations"]} <= {"crack", "hole"}
+    assert len(found["annotations"]) == int(row["regions"]) > 0
+
+
 def test_a_program_goes_on_after_an_unreadable_image(make, bare, tmp_path, caplog):
     shutil.copytree(bare, tmp_path / "shots")
     (tmp_path / "shots" / "empty.png").touch()

@@ -71,6 +71,11 @@ def test_rows(batch):
     assert tuple(first) == COLUMNS
 
 
+def test_a_normal_image_has_no_explanation(batch):
+    batch.explanation = ["a dent", "a dent"]
+    assert [prediction.explanation for prediction in predictions_of(batch, FACTS)] == ["a dent", ""]
+
+
 def test_bare_scores(batch):
     for name in ("anomaly_map", "pred_mask", "pred_label", "gt_label", "explanation"):
         setattr(batch, name, None)
