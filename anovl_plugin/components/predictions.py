@@ -208,9 +208,14 @@ def read_csv(path: Path) -> Iterator[dict[str, str]]:
 
 
 def _words_of(batch: ImageBatch) -> list[list[str]]:
-    """Return the word for the defect in each region of each image, with the largest share."""
+    """Return what each region of each image is called: a word that matches it better than all others together."""
     described = [description.regions for description in describe(batch)]
-    return [[next(iter(region.shares), CATEGORY) for region in regions] for regions in described]
+    return [[_word_of(region.shares) for region in regions] for regions in described]
+
+
+def _word_of(shares: dict[str, float]) -> str:
+    word = max(shares, key=shares.__getitem__, default=CATEGORY)
+    return word if shares.get(word, 0) > 0.5 else CATEGORY
 
 
 def _size_of(batch: ImageBatch) -> tuple[int, int]:

@@ -360,7 +360,7 @@ def test_regions_have_the_names_of_defects(day, tmp_path):
     assert re.fullmatch(r"(crack|hole) 0\.\d\d, (crack|hole) 0\.\d\d", row["explanation"])
     found = json.loads((folder / "predictions.json").read_text())
     names = {category["id"]: category["name"] for category in found["categories"]}
-    assert {names[note["category_id"]] for note in found["annotations"]} <= {"crack", "hole"}
+    assert {names[note["category_id"]] for note in found["annotations"]} <= {"crack", "hole", "anomaly"}
     assert len(found["annotations"]) == int(row["regions"]) > 0
 
 

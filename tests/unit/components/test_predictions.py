@@ -3,6 +3,7 @@
 import csv
 import io
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -69,6 +70,19 @@ def test_rows(batch):
     assert (second["label"], second["ground_truth"]) == ("normal", "normal")
     assert (second["regions"], second["largest_area"]) == (0, "")
     assert tuple(first) == COLUMNS
+
+
+def test_regions_are_called_by_a_word_that_most_speaks_for(batch, monkeypatch):
+    def describe(batch):
+        regions = [
+            SimpleNamespace(shares=shares) for shares in ({"dent": 0.6, "rust": 0.4}, {"rust": 0.5, "dent": 0.5})
+        ]
+        return [SimpleNamespace(regions=regions[: 2 * (index == 0)]) for index in range(len(batch))]
+
+    monkeypatch.setattr("anovl_plugin.components.predictions.describe", describe)
+    first, second = (prediction.to_coco("a.png") for prediction in predictions_of(batch, FACTS))
+    assert [note["category"] for note in first["annotations"]] == ["dent", "anomaly"]
+    assert not second["annotations"]
 
 
 def test_a_normal_image_has_no_explanation(batch):
