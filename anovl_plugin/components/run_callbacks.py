@@ -80,9 +80,9 @@ def _arrange(components: Sequence[Callback], on_error: OnError | None, save_maps
         # These see each batch in this order: the clock stops before anything is measured or drawn.
         *with_explanations(processors, post_processor),
         table,
-        ClassMetrics(),
         OneClassMetrics(),
         *evaluators,
+        ClassMetrics(),
         *([RawMaps(save_maps)] if save_maps else []),
         *_drawing(visualizers),
         # Ends the process, so it comes last.
