@@ -1,5 +1,6 @@
 """AnoVL as an anomalib model: ``anomalib test --model AnoVL``."""
 
+import warnings
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,20 +16,22 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 
 from anovl_plugin.components.arguments import check_components
-from anovl_plugin.components.bit_depth import with_full_bit_depth
 from anovl_plugin.components.checkpoint import CheckpointMixin
-from anovl_plugin.components.class_metrics import ClassMetrics
 from anovl_plugin.components.classes import parse_class_name
 from anovl_plugin.components.classes_of_run import ClassesMixin
-from anovl_plugin.components.distributed import UnpaddedEvaluationSampler
-from anovl_plugin.components.explanation import keep_matches, with_explanations
+from anovl_plugin.components.explanation import keep_matches
 from anovl_plugin.components.export import TextBankExportMixin
 from anovl_plugin.components.post_processor import ZeroShotPostProcessor
 from anovl_plugin.components.pre_processor import AntialiasedPreProcessor, default_transform
+from anovl_plugin.components.raw_maps import MapFormat, check_save_maps
+from anovl_plugin.components.run_callbacks import run_callbacks
+from anovl_plugin.components.run_folder import RunFolder
 from anovl_plugin.components.settings import settings_of
+from anovl_plugin.components.unreadable import OnError, check_on_error
 from anovl_plugin.components.validated_results import ValidatedResults
-from anovl_plugin.components.validation import OptionalValidation
+from anovl_plugin.components.visualizer import ResultVisualizer
 from anovl_plugin.config import check_flag, is_loading_checkpoint
+from anovl_plugin.hosts.lightning import attached_trainer, is_preliminary, put_first
 from anovl_plugin.scoring.adaptation import Adaptation
 from anovl_plugin.scoring.image_score import ImageScore, ImageScoreName
 from anovl_plugin.torch_model import AnoVLModel, NonFiniteImageError, ScoredImages, check_images
@@ -75,6 +78,9 @@ class AnoVL(ClassesMixin, TextBankExportMixin, CheckpointMixin, AnomalibModule):
             them.
         evaluator: Computes metrics. Default: anomalib's, AUROC and F1 of images and pixels.
         visualizer: Draws the result pictures. Default: anomalib's.
+        on_error: What an image that cannot be read does to a run: ``report`` names it and goes on, ``stop`` ends the
+            run. Default: none, which reports in predictions and stops validation and tests.
+        save_maps: Also write the raw anomaly maps, as ``png`` (16 bits) or ``npy`` files. Default: none.
 
     Raises:
         BackboneError: If the CLIP is unknown or of an unsupported kind.
@@ -108,6 +114,8 @@ class AnoVL(ClassesMixin, TextBankExportMixin, CheckpointMixin, AnomalibModule):
         post_processor: nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
+        on_error: OnError | None = None,
+        save_maps: MapFormat | None = None,
     ) -> None:
         class_name = parse_class_name(class_name)
         check_flag("save_backbone", save_backbone)
@@ -122,6 +130,8 @@ class AnoVL(ClassesMixin, TextBankExportMixin, CheckpointMixin, AnomalibModule):
             adaptation=adaptation,
             cache=cache,
         )
+        check_on_error(on_error)
+        check_save_maps(save_maps)
         check_components(pre_processor, post_processor, evaluator, visualizer)
         # anomalib copies all arguments, so they are checked first. These two may be of any class and need no copy.
         image_score, adaptation = "global", None
@@ -129,6 +139,10 @@ class AnoVL(ClassesMixin, TextBankExportMixin, CheckpointMixin, AnomalibModule):
             pre_processor=pre_processor, post_processor=post_processor, evaluator=evaluator, visualizer=visualizer
         )
         self.model = model
+        self._on_error, self._save_maps = on_error, save_maps
+        # These belong to a run, not to the model and its checkpoints.
+        for name in ("on_error", "save_maps"):
+            self.hparams.pop(name)
         self.save_hyperparameters(settings_of(self.model, class_name, domain, save_backbone))
         self._validated = ValidatedResults()
         self.has_default_pre_processor = pre_processor is True
@@ -147,14 +161,11 @@ class AnoVL(ClassesMixin, TextBankExportMixin, CheckpointMixin, AnomalibModule):
         return {}
 
     def configure_callbacks(self) -> list[Callback]:
-        """Return anomalib's callbacks, and those that read images of any bit depth, explain, and handle the data."""
-        callbacks = cast("list[Callback]", super().configure_callbacks())
-        return [
-            *with_full_bit_depth(with_explanations(callbacks, self.post_processor)),
-            ClassMetrics(),
-            UnpaddedEvaluationSampler(),
-            OptionalValidation(),
-        ]
+        """Return anomalib's callbacks, and those that handle the data and the results of a run."""
+        trainer = attached_trainer(self)
+        put_first(trainer, RunFolder)
+        components = cast("list[Callback]", super().configure_callbacks())
+        return run_callbacks(trainer, components, self._on_error, self._save_maps)
 
     def configure_pre_processor(self, image_size: tuple[int, int] | None = None) -> AntialiasedPreProcessor:  # type: ignore[override] # ours needs the CLIP
         """Return the default pre-processor: bilinear resizing to the model's size, and CLIP's normalization.
@@ -175,11 +186,17 @@ class AnoVL(ClassesMixin, TextBankExportMixin, CheckpointMixin, AnomalibModule):
         """Return the default post-processor, with thresholds of 0.5 until validation data set them."""
         return ZeroShotPostProcessor()
 
+    def configure_visualizer(self) -> ResultVisualizer:  # type: ignore[override] # anomalib's is a class method
+        """Return the default visualizer."""
+        return ResultVisualizer()
+
     def configure_optimizers(self) -> None:
         """Nothing is trained."""
 
     def val_dataloader(self) -> list:
         """No validation data; a data module's takes precedence."""
+        # Not to have any is no mistake.
+        warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")
         return []
 
     def on_validation_start(self) -> None:
@@ -202,8 +219,7 @@ class AnoVL(ClassesMixin, TextBankExportMixin, CheckpointMixin, AnomalibModule):
     def validation_step(self, batch: Batch, *args: object, **kwargs: object) -> STEP_OUTPUT:
         """Score a batch, from which the post-processor sets thresholds and normalization."""
         del args, kwargs
-        # The validation that precedes a test or prediction prints nothing.
-        return self._score(batch, keep=self.trainer.validating and not self.trainer.validate_loop.verbose)
+        return self._score(batch, keep=is_preliminary(self.trainer))
 
     def test_step(self, batch: Batch, *args: object, **kwargs: object) -> STEP_OUTPUT:
         """Score a batch, or take the scores from the validation before the test if it saw the very same batch."""
@@ -275,6 +291,8 @@ class AnoVL(ClassesMixin, TextBankExportMixin, CheckpointMixin, AnomalibModule):
                 f"{names}: scores are not finite: pixels are NaN, infinite or far out of range, or precision is too low"
             )
             raise ValueError(msg) from None
+        # For the table of predictions, which has no time for such images.
+        batch.is_taken_over = found is not None  # type: ignore[attr-defined]
         if keep:
             self._validated.keep(self.model, images, class_index, scored)
         keep_matches(batch, scored.matches)

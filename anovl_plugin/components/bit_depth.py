@@ -2,8 +2,7 @@
 
 import copy
 import warnings
-from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,9 +15,10 @@ from anomalib.data.utils.synthetic import SyntheticAnomalyDataset
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 
+from anovl_plugin.components.datasets import leaves, locate, path_of
 from anovl_plugin.components.display_copies import with_display_copies
 from anovl_plugin.components.image_file import read_deep_image, read_header
 from anovl_plugin.components.pre_processor import naming
@@ -75,7 +75,7 @@ class FullBitDepth(LoaderCallback):
         """
         once = _WARNINGS.setdefault(trainer, OneWarning())
         dataset = loader.dataset
-        for part in _leaves(dataset):
+        for part in leaves(dataset):
             _check_synthetic(part)
         if hasattr(dataset, "__getitem__") and hasattr(dataset, "__dict__"):
             # PyTorch's protocol for reading the items of a batch together.
@@ -111,13 +111,13 @@ class FullDepthItems:
         Raises:
             ValueError: As :func:`~anovl_plugin.components.image_file.read_deep_image`.
         """
-        places: list[tuple[Any, int]] = [_locate(self.dataset, index) for index in indices]
+        places: list[tuple[Any, int]] = [locate(self.dataset, index) for index in indices]
         if all(type(dataset).__getitem__ in _READERS for dataset, _ in places):
             return [self._read(dataset, index) for dataset, index in places]
         return self._read_foreign(indices)
 
     def _read(self, dataset: AnomalibDataset | PredictDataset, index: int) -> DatasetItem:
-        path = _path_of(dataset, index)
+        path = path_of(dataset, index)
         header = read_header(path)
         if header.is_rotated:
             self.once.warn(
@@ -173,7 +173,7 @@ def _substitute(dataset: AnomalibDataset | PredictDataset, index: int, pixels: T
     A copy of the dataset reads a black file of the same size, so that the dataset itself supplies masks and labels, and
     augments image and mask together.
     """
-    path, single = _path_of(dataset, index), copy.copy(dataset)
+    path, single = path_of(dataset, index), copy.copy(dataset)
     with TemporaryDirectory(prefix="anovl-") as folder:
         black = Path(folder) / "black.png"
         Image.new("1", (pixels.shape[-1], pixels.shape[-2])).save(black)
@@ -186,33 +186,6 @@ def _substitute(dataset: AnomalibDataset | PredictDataset, index: int, pixels: T
         item: Any = single[0]
     item.image_path = path
     return item
-
-
-def _path_of(dataset: AnomalibDataset | PredictDataset, index: int) -> str:
-    if isinstance(dataset, PredictDataset):
-        return str(dataset.image_filenames[index])
-    return str(dataset.samples["image_path"].iat[index])
-
-
-def _leaves(dataset: Dataset) -> Iterator[Dataset]:
-    """Iterate over the datasets that make up subsets and concatenations."""
-    if isinstance(dataset, Subset):
-        yield from _leaves(dataset.dataset)
-    elif isinstance(dataset, ConcatDataset):
-        for part in dataset.datasets:
-            yield from _leaves(part)
-    else:
-        yield dataset
-
-
-def _locate(dataset: Dataset, index: int) -> tuple[Dataset, int]:
-    """Return the dataset that an item of a subset or a concatenation comes from, and its index there."""
-    if type(dataset) is Subset:
-        return _locate(dataset.dataset, dataset.indices[index])
-    if type(dataset) is ConcatDataset:
-        part = bisect_right(dataset.cumulative_sizes, index)
-        return _locate(dataset.datasets[part], index - (dataset.cumulative_sizes[part - 1] if part else 0))
-    return dataset, index
 
 
 def _check_synthetic(dataset: Dataset) -> None:

@@ -74,6 +74,21 @@ def read_header(path: str | Path) -> Header:
         return Header(is_deep=False, is_rotated=False)
 
 
+def read_size(path: str | Path) -> tuple[int, int] | None:
+    """Return height and width of an image from its file's header, as it is stored; ``None`` if it cannot be read."""
+    try:
+        with Image.open(path) as file:
+            return file.height, file.width
+    except UnidentifiedImageError:
+        if not _is_tiff(path):
+            return None
+        with tifffile.TiffFile(path) as file:
+            page = file.pages[0]
+            return page.imagelength, page.imagewidth
+    except OSError:
+        return None
+
+
 def read_deep_image(path: str | Path) -> DeepImage:
     """Return the pixels of a file of more than 8 bits a channel, or of floats.
 

@@ -217,6 +217,26 @@ def bound_resizing(transform: nn.Module | None) -> None:
         transform._checks_result = True  # noqa: SLF001 - our own mark, which torchvision does not print
 
 
+def check_before_resizing(transform: nn.Module | None, image: Tensor) -> bool:
+    """Raise an error if an image would become too large in the first resizing of a transform.
+
+    Args:
+        transform: Transform of images; ``None`` for identity.
+        image: Image, shape (..., H, W).
+
+    Returns:
+        Whether the transform resizes.
+
+    Raises:
+        ImageTooLargeError: If so.
+    """
+    if isinstance(transform, Resize):
+        if getattr(transform, "_checks_result", False):
+            _check_inputs(transform, (image,))
+        return True
+    return any(check_before_resizing(part, image) for part in getattr(transform, "transforms", ()))
+
+
 @contextmanager
 def naming(paths: Sequence[str] | None) -> Iterator[None]:
     """Prefix an error about an image's size with the first of these files, if there are any."""

@@ -7,7 +7,7 @@ from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.pre_processing.utils.spec import transform_to_spec
 from anomalib.pre_processing.utils.transform import get_exportable_transform
-from anomalib.utils.path import get_datasets_dir
+from anomalib.utils.path import create_versioned_dir, get_datasets_dir
 from torch import Tensor, nn
 from torchvision.transforms.v2 import Transform
 
@@ -17,6 +17,7 @@ __all__ = [
     "Tiler",
     "can_be_saved",
     "count_tiles",
+    "create_versioned_dir",
     "get_datasets_dir",
     "get_exportable_transform",
     "lacks_validation_set",

@@ -2,8 +2,11 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource
 from lightning.pytorch.utilities.data import _update_dataloader
@@ -14,8 +17,13 @@ __all__ = [
     "LoaderCallback",
     "UnrepeatedDistributedSampler",
     "attached_trainer",
+    "callbacks_of",
     "divides_images",
+    "is_command",
+    "is_preliminary",
+    "put_first",
     "replace_sampler",
+    "set_root_folder",
     "use_validation_data_of",
 ]
 
@@ -26,6 +34,32 @@ def attached_trainer(module: LightningModule) -> Trainer | None:
         return module.trainer
     except RuntimeError:
         return None
+
+
+def callbacks_of(trainer: Trainer) -> list[Callback]:
+    """Return the list of a trainer's callbacks, in the order in which they are called."""
+    return cast("Any", trainer).callbacks
+
+
+def is_command(trainer: Trainer) -> bool:
+    """Return whether the trainer runs for anomalib's command line, which alone saves its configuration."""
+    return any(isinstance(callback, SaveConfigCallback) for callback in callbacks_of(trainer))
+
+
+def is_preliminary(trainer: Trainer) -> bool:
+    """Return whether this is the silent validation that anomalib runs before it tests or predicts."""
+    return bool(trainer.validating) and not trainer.validate_loop.verbose
+
+
+def set_root_folder(trainer: Trainer, folder: Path) -> None:
+    """Let a trainer write into another folder from now on."""
+    cast("Any", trainer)._default_root_dir = str(folder)
+
+
+def put_first(trainer: Trainer | None, kind: type[Callback]) -> None:
+    """Let a callback of a kind stand before all others of a trainer, also those that save configurations."""
+    if trainer is not None and not any(isinstance(callback, kind) for callback in callbacks_of(trainer)):
+        callbacks_of(trainer).insert(0, kind())
 
 
 def replace_sampler(loader: DataLoader, sampler: Sampler | Iterable) -> DataLoader:

@@ -3,9 +3,13 @@
 Shapes: N patches, D transformer width, L context length.
 """
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import open_clip
 from open_clip.model import convert_to_custom_text_state_dict
 from open_clip.pretrained import download_pretrained_from_hf
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
@@ -18,6 +22,7 @@ __all__ = [
     "download_from_hub",
     "is_causal",
     "is_native_tower",
+    "log_as_details",
     "native_traits",
     "set_positions",
     "shorter_context",
@@ -26,6 +31,24 @@ __all__ = [
 
 # A constant that text towers of the transformers package kept among their weights before transformers 4.31.
 POSITION_IDS = "text.transformer.embeddings.position_ids"
+
+
+@contextmanager
+def log_as_details() -> Iterator[None]:
+    """Turn what open_clip logs about each step of loading, at INFO in the root logger, into DEBUG lines."""
+    root, folder = logging.getLogger(), str(Path(open_clip.__file__).parent)
+
+    def demote(record: logging.LogRecord) -> bool:
+        if record.levelno != logging.INFO or not record.pathname.startswith(folder):
+            return True
+        record.levelno, record.levelname = logging.DEBUG, "DEBUG"
+        return root.isEnabledFor(logging.DEBUG)
+
+    root.addFilter(demote)
+    try:
+        yield
+    finally:
+        root.removeFilter(demote)
 
 
 def download_from_hub(repository: str, filename: str | None = None) -> Path:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from anovl_plugin.config import check_flag
-from anovl_plugin.hosts.open_clip import VisionTransformer, native_traits
+from anovl_plugin.hosts.open_clip import VisionTransformer, log_as_details, native_traits
 from anovl_plugin.vision.architecture import (
     DEFAULT_BACKBONE,
     DEMO_BACKBONE,
@@ -99,6 +99,7 @@ class Backbone(NamedTuple):
         return self.spec.std
 
 
+@log_as_details()
 @torch.inference_mode(mode=False)  # no gradients could flow through inference tensors later
 def load_backbone(
     backbone: str = DEFAULT_BACKBONE,

@@ -334,6 +334,10 @@ COMPONENTS = {
     "evaluator": component(Evaluator, Evaluator(), AntialiasedPreProcessor()),
     "visualizer": component(Visualizer, ImageVisualizer(), Evaluator()),
 }
+RUN = {
+    "on_error": choice(("report", "stop"), "must be 'report', 'stop' or None").or_none(),
+    "save_maps": choice(("png", "npy"), "must be 'png', 'npy' or None").or_none(),
+}
 ADAPTER = {
     "steps": whole_number(1, 2**63 - 1, "must be a whole number of at least 1"),
     "learning_rate": number(0, 100, "must be a number from 0 to 100"),
@@ -366,7 +370,7 @@ def is_folder_path(value: object) -> bool:
 
 
 CONTRACTS: dict[Callable, dict[str, Kind]] = {
-    AnoVL: MODEL | {"class_name": CLASS_NAMES, "save_backbone": flag("must be true or false")} | COMPONENTS,
+    AnoVL: MODEL | {"class_name": CLASS_NAMES, "save_backbone": flag("must be true or false")} | COMPONENTS | RUN,
     AnoVLModel: MODEL,
     TextAdapter: ADAPTER,
     LinearAdapter: ADAPTER,

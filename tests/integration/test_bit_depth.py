@@ -262,10 +262,10 @@ def test_a_run_ends_with_the_name_of_a_bad_file(make, values, error, workers, tm
         eval_batch_size=3,
     )
     with pytest.raises(ValueError, match=error):
-        quiet_engine(tmp_path).predict(make(), datamodule=datamodule)
+        quiet_engine(tmp_path).predict(make(on_error="stop"), datamodule=datamodule)
     assert "__getitems__" not in vars(datamodule.test_data)
     with pytest.raises(ValueError, match=error):
-        quiet_engine(tmp_path).predict(make(), data_path=tmp_path / "data" / "bad" / "3.tiff")
+        quiet_engine(tmp_path).predict(make(on_error="stop"), data_path=tmp_path / "data" / "bad" / "3.tiff")
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -279,7 +279,7 @@ def test_a_strip_that_would_fill_the_memory_is_named(make, dtype, tmp_path):
     error = r"bad/3\.png: an image of 1 × 500000 pixels would be resized to \d+ × \d+, which is more than"
     for data in ({"datamodule": datamodule}, {"data_path": root / "bad" / "3.png"}):
         with pytest.raises(ValueError, match=error):
-            quiet_engine(tmp_path).predict(make(tiles_per_side=1), **data)
+            quiet_engine(tmp_path).predict(make(tiles_per_side=1, on_error="stop"), **data)
 
 
 def test_synthetic_defects_on_misread_images(make, tmp_path):
@@ -393,6 +393,7 @@ def test_command_line(copies, tmp_path):
     deep, plain = copies
     code = "import sys; from anomalib.cli.cli import main; sys.exit(main())"
     options = "--model AnoVL --model.backbone anovl-demo --trainer.accelerator cpu"
+    options += " --model.visualizer anomalib.visualization.ImageVisualizer"
     pictures = []
     for folder in (deep, plain):
         command = [sys.executable, "-c", code, *shlex.split(f"predict {options} --data {folder}")]

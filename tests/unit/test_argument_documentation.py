@@ -95,7 +95,7 @@ def test_defaults_are_stated_in_one_form():
 def test_model_has_the_arguments_of_the_anomalib_model_that_concern_it():
     own = defaults_of(AnoVLModel)
     assert own.items() <= defaults_of(AnoVL).items()
-    assert set(defaults_of(AnoVL)) - set(own) == {"save_backbone", *COMPONENTS}
+    assert set(defaults_of(AnoVL)) - set(own) == {"save_backbone", *COMPONENTS, "on_error", "save_maps"}
 
 
 @pytest.mark.parametrize("kind", [AnoVL, AnoVLModel])

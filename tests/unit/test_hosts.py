@@ -165,6 +165,7 @@ def test_name_is_what_it_was(row):
 NAMES = [
     ("anomalib.pre_processing.utils.spec", "transform_to_spec"),
     ("anomalib.pre_processing.utils.transform", "get_exportable_transform"),
+    ("anomalib.utils.path", "create_versioned_dir"),
     ("anomalib.utils.path", "get_datasets_dir"),
     ("lightning.pytorch.overrides.distributed", "UnrepeatedDistributedSampler"),
     ("lightning.pytorch.trainer.connectors.data_connector", "_DataLoaderSource"),
@@ -195,3 +196,32 @@ def test_lightning_loops_have_their_sources():
         assert isinstance(loop._data_source, _DataLoaderSource)
         assert hasattr(loop._data_source, "instance")
         assert loop._data_source.name.endswith("_dataloader")
+
+
+def test_lightning_trainer_has_its_folder_and_callbacks(tmp_path):
+    from lightning.pytorch import Trainer
+
+    from anovl_plugin.hosts.lightning import callbacks_of, is_preliminary, set_root_folder
+
+    trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
+    set_root_folder(trainer, tmp_path)
+    assert trainer.default_root_dir == str(tmp_path)
+    assert callbacks_of(trainer) is trainer.callbacks
+    assert trainer.validate_loop.verbose is True
+    assert is_preliminary(trainer) is False
+
+
+def test_open_clip_details_are_at_debug(caplog):
+    import logging
+
+    from anovl_plugin.hosts.open_clip import log_as_details
+
+    for level, expected in ((logging.INFO, []), (logging.DEBUG, ["DEBUG"])):
+        caplog.clear()
+        with caplog.at_level(level), log_as_details():
+            open_clip.get_tokenizer("tiny-square")
+        found = [record.levelname for record in caplog.records if record.pathname == open_clip.factory.__file__]
+        assert sorted(set(found)) == expected
+    with caplog.at_level(logging.INFO), log_as_details():
+        logging.getLogger().info("from elsewhere")
+    assert "from elsewhere" in caplog.messages
