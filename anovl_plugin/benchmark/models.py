@@ -14,10 +14,10 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
 from anovl_plugin.benchmark.evaluator import PaperEvaluator
-from anovl_plugin.benchmark.memory import unfragmented_memory
 from anovl_plugin.components.mixin import ModelMixin
 from anovl_plugin.config import to_builtin
 from anovl_plugin.lightning_model import AnoVL
+from anovl_plugin.scoring.memory import unfragmented_memory
 
 PACKAGE = "anovl_plugin.benchmark"
 

@@ -21,7 +21,8 @@ def in_chunks(function: Callable[[Tensor], Tokens], images: Tensor, size: int = 
     the batch is not split.
 
     Args:
-        function: Maps images (M, ...) to a tensor or a named tuple of tensors whose first dimension is M.
+        function: Maps images (M, ...) to a tensor, or to a named tuple of tensors and ``None``; the first dimension of
+            each tensor is M.
         images: Shape (B, ...).
         size: Most images per call. Default: 32.
 
@@ -37,4 +38,4 @@ def in_chunks(function: Callable[[Tensor], Tokens], images: Tensor, size: int = 
     parts = [function(part) for part in images.split(size)]
     if isinstance(parts[0], Tensor):
         return torch.cat(parts)
-    return type(parts[0])(*map(torch.cat, zip(*parts, strict=True)))
+    return type(parts[0])(*(None if field[0] is None else torch.cat(field) for field in zip(*parts, strict=True)))
