@@ -17,7 +17,7 @@ from anovl_plugin.scoring.references import References, Scale, find_scale
 
 __all__ = ["BankIdentity", "PatchMemory", "PatchSubspace", "ReferenceBank", "parse_references"]
 
-_FITTED, _SCALE = "fitted_", "scale"
+_FITTED, _SCALE = "fitted_", "scale_values"
 
 
 def parse_references(value: object, *, allow_import: bool = True) -> References | None:
