@@ -5,6 +5,7 @@ Shapes: R reference images, P patches of each, M reference patches kept, B image
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from anomalib.models.components.sampling import KCenterGreedy
@@ -13,6 +14,7 @@ from torch import Tensor
 from anovl_plugin.config import check_flag, number, shown
 from anovl_plugin.scoring.memory import unfragmented_memory
 from anovl_plugin.scoring.references import Fitted, References
+from anovl_plugin.vision.architecture import DEMO_BACKBONE
 
 # Patches compared at once, so that memory does not grow with tiles or references: 8,192 × 4,096 floats are 134 MB.
 _QUERIES, _REFERENCES = 8192, 4096
@@ -45,6 +47,7 @@ class PatchMemory(References):
         tensor([[0.0000, 0.5000]])
     """
 
+    measured_depths: ClassVar[Mapping[str, tuple[int, ...]]] = {DEMO_BACKBONE: (1, 2)}
     coreset: float | None = None
     unlabelled: bool = False
     lowest_share: float = 0.3

@@ -5,12 +5,14 @@ Shapes: R reference images, P patches of each, B images, N patches, D width of a
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from anovl_plugin.config import number
 from anovl_plugin.scoring.references import Fitted, References
+from anovl_plugin.vision.architecture import DEMO_BACKBONE
 
 
 @dataclass
@@ -27,7 +29,7 @@ class PatchSubspace(References):
         value_wise: Likewise.
         views: Likewise.
         top_fraction: Likewise.
-        variance: Share of the variance that the directions carry, from 0 to 0.999. Default: 0.99.
+        variance: Share of the variance that the directions carry, from 0 to 0.999. Default: 0.9.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -40,7 +42,8 @@ class PatchSubspace(References):
         tensor([[0.8000, 0.0000]])
     """
 
-    variance: float = 0.99
+    measured_depths: ClassVar[Mapping[str, tuple[int, ...]]] = {DEMO_BACKBONE: (3,)}
+    variance: float = 0.9
 
     def __post_init__(self) -> None:
         """Check the settings and convert NumPy numbers."""
@@ -50,7 +53,7 @@ class PatchSubspace(References):
 
     def fit(self, tokens: Sequence[Tensor]) -> Fitted:
         """Return mean (D,) and principal directions (D, r) of the reference patches, for each depth."""
-        fitted = {}
+        fitted: Fitted = {}
         for at, each in enumerate(tokens):
             mean, directions = principal_directions(each.flatten(0, 1), self.variance)
             fitted |= {f"mean_{at}": mean, f"directions_{at}": directions}

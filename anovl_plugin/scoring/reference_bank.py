@@ -4,7 +4,7 @@ Shapes: R reference images, P patches of each, B images, N patches, D width of a
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ def parse_references(value: object, *, allow_import: bool = True) -> References 
 
     Example:
         >>> parse_references("PatchSubspace").variance
-        0.99
+        0.9
     """
     return from_config(value, References, allow_import=allow_import)
 
@@ -44,16 +44,20 @@ class BankIdentity(NamedTuple):
     Attributes:
         class_name: What the images show.
         fingerprint: Identifies the image tower.
-        text: Identifies the prompts, whose margins set the scale.
+        prompts: Identifies the prompts, whose margins set the scale.
+        preparation: How images are prepared and adapted: size, tiles and adaptation.
         images: Identifies the images; ``None`` if they were passed as tensors.
-        count: Number of reference images.
+        num_images: Number of reference images.
+        depths: Blocks of the image tower whose tokens are compared.
     """
 
     class_name: str | None
     fingerprint: str | None
-    text: str | None
+    prompts: str | None
+    preparation: str
     images: str | None
-    count: int
+    num_images: int
+    depths: tuple[int, ...]
 
 
 class ReferenceBank(HeldTensors):
@@ -105,7 +109,7 @@ class ReferenceBank(HeldTensors):
         Raises:
             ValueError: If there are too few images, or the tokens are not finite.
         """
-        check_count(references, identity.count)
+        check_count(references, identity.num_images)
         # Lightning calls this in inference mode; inference tensors cannot be loaded into later.
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(margins.device.type, enabled=False):
             tokens, margins = [each.clone() for each in tokens], margins.clone()
@@ -114,6 +118,39 @@ class ReferenceBank(HeldTensors):
         self.hold({f"{_FITTED}{name}": value for name, value in fitted.items()} | {_SCALE: scale})
         _check_finite(self, f"of {identity.class_name!r}")
         self.identity, self.settings = identity, to_config(references)
+
+    def is_for(self, identity: BankIdentity, references: References) -> bool:
+        """Return whether the bank was built from these, with these references."""
+        return self.identity == identity and self.settings == to_config(references)
+
+    def fits(self, wanted: BankIdentity, references: References) -> bool:
+        """Return whether the bank belongs to a class, a CLIP, prompts and references, whatever its images."""
+        return self._difference(wanted, references) is None
+
+    def check(self, wanted: BankIdentity, references: References) -> None:
+        """Raise an error if the bank does not belong to a class, a CLIP, prompts and references.
+
+        Args:
+            wanted: What the bank should be built from; the images do not matter.
+            references: The references of the model.
+
+        Raises:
+            ValueError: If it does not.
+        """
+        difference = self._difference(wanted, references)
+        if difference is not None:
+            msg = f"the reference bank was built with {difference}; build it again with build_reference_bank(images)"
+            raise ValueError(msg)
+
+    def _difference(self, wanted: BankIdentity, references: References) -> str | None:
+        own = cast("BankIdentity", self.identity)
+        differences = {
+            "another CLIP": own.fingerprint != wanted.fingerprint,
+            "other prompts": own.prompts != wanted.prompts,
+            "another image_size, tiles_per_side or adaptation": own.preparation != wanted.preparation,
+            "other settings of references": self.settings != to_config(references),
+        }
+        return next((text for text, differs in differences.items() if differs), None)
 
     def margins(self, references: References, tokens: Sequence[Tensor]) -> Tensor:
         """Return how abnormal patches are by the references, on the scale of text margins, float32, shape (B, N).
@@ -131,7 +168,8 @@ class ReferenceBank(HeldTensors):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore what the bank was built from."""
-        self.identity = None if state["identity"] is None else BankIdentity(**state["identity"])
+        identity = state["identity"]
+        self.identity = None if identity is None else BankIdentity(**identity | {"depths": tuple(identity["depths"])})
         self.settings = state["settings"]
 
 

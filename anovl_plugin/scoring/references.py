@@ -16,7 +16,7 @@ Shapes: R reference images, P patches of each (of all its tiles and views), B im
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -64,20 +64,24 @@ class References(ABC):
 
     Args:
         weight: Share of the references in the map and in the image score, from 0, the text alone, to 1, the references
-            alone. Default: 0.5.
-        depths: Blocks of CLIP's original path whose patch tokens are compared, counted from 1. Default: none given,
-            see :meth:`depths_of`.
+            alone. Default: 0.3.
+        depths: Blocks of CLIP's original path whose patch tokens are compared, counted from 1. Default: the ends of the
+            tower's four quarters, or what was measured for the CLIP.
         value_wise: Whether the value-wise path's patch tokens are compared as well. Default: no.
         views: Views of each reference image that count as part of it: ``single``, the image alone; ``paper``, the 22
             views of the image score; or a list such as ``[image, "rotate 90", flip]``. Default: ``single``.
         top_fraction: Share of the map, in [0, 1], whose mean enters the image score. Default: 0.005.
+
+    Attributes:
+        measured_depths: Depths that served a CLIP best where they were measured (docs/references.md), by backbone.
 
     Raises:
         TypeError: If an argument has the wrong type.
         ValueError: If an argument is out of range, or there are neither depths nor value-wise tokens.
     """
 
-    weight: float = 0.5
+    measured_depths: ClassVar[Mapping[str, tuple[int, ...]]] = {}
+    weight: float = 0.3
     depths: list[int] | None = None
     value_wise: bool = False
     views: Views = "single"
@@ -105,24 +109,29 @@ class References(ABC):
         """How many reference images it takes at least."""
         return 1
 
-    def depths_of(self, num_blocks: int) -> tuple[int, ...]:
-        """Return the blocks whose tokens are compared; by default the middle one, of an odd number of blocks.
+    def depths_of(self, num_blocks: int, backbone: str | None = None) -> tuple[int, ...]:
+        """Return the blocks whose tokens are compared.
+
+        They are the setting, else what was measured for the backbone (:attr:`measured_depths`), else the ends of the
+        four quarters of the tower, 3, 6, 9 and 12 of 12 blocks, as MuSc (arXiv 2401.16753) has it for every CLIP.
 
         Args:
             num_blocks: Number of blocks of the image tower.
+            backbone: The CLIP. Default: none that was measured.
 
         Raises:
             ValueError: If the tower does not have one of the blocks.
         """
-        depths = [(num_blocks + 1) // 2] if self.depths is None else self.depths
-        for depth in depths:
-            if depth > num_blocks:
-                msg = (
-                    f"depths of {type(self).__name__} is {shown(depths)}, but the image tower has {num_blocks} blocks; "
-                    f"use numbers from 1 to {num_blocks}"
-                )
-                raise ValueError(msg)
-        return tuple(depths)
+        if self.depths is None:
+            quarters = (-(-num_blocks * quarter // 4) for quarter in range(1, 5))
+            return self.measured_depths.get(backbone or "") or tuple(dict.fromkeys(quarters))
+        if any(depth > num_blocks for depth in self.depths):
+            msg = (
+                f"depths of {type(self).__name__} is {shown(self.depths)}, but the image tower has {num_blocks} "
+                f"blocks; use numbers from 1 to {num_blocks}"
+            )
+            raise ValueError(msg)
+        return tuple(self.depths)
 
     def select(self, tokens: VisionTokens) -> list[Tensor]:
         """Return the unit tokens to compare, float32, one tensor (..., N, D) for each depth and the value-wise path.
@@ -215,3 +224,23 @@ def _check_depths(part: References) -> list[int] | None:
     if len(set(numbers)) != len(numbers):
         raise ValueError(msg)
     return numbers
+
+
+def same_number_of_patches(images: Sequence[Tensor]) -> Tensor:
+    """Return tokens of images as one tensor; images with fewer patches, because they have fewer tiles, repeat theirs.
+
+    Repeated patches change no distance to the nearest patch.
+
+    Args:
+        images: R tensors, each of shape (P_r, D).
+
+    Returns:
+        Shape (R, max P_r, D).
+
+    Example:
+        >>> same_number_of_patches([torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0]])]).squeeze(-1)
+        tensor([[1., 2.],
+                [3., 3.]])
+    """
+    most = max(len(image) for image in images)
+    return torch.stack([image[torch.arange(most, device=image.device) % len(image)] for image in images])

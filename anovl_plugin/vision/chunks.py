@@ -1,7 +1,7 @@
 """Large batches in chunks, so that memory does not grow with the number of images, views or tiles."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -38,4 +38,5 @@ def in_chunks(function: Callable[[Tensor], Tokens], images: Tensor, size: int = 
     parts = [function(part) for part in images.split(size)]
     if isinstance(parts[0], Tensor):
         return torch.cat(parts)
-    return type(parts[0])(*(None if field[0] is None else torch.cat(field) for field in zip(*parts, strict=True)))
+    fields: list[Any] = [None if each[0] is None else torch.cat(each) for each in zip(*parts, strict=True)]
+    return type(parts[0])(*fields)

@@ -27,7 +27,9 @@ PARTS = {
     "subspace": PatchSubspace(variance=0.7),
 }
 all_parts = pytest.mark.parametrize("part", PARTS.values(), ids=PARTS)
-IDENTITY = BankIdentity(class_name="nut", fingerprint="0", text="1", images=None, count=3)
+IDENTITY = BankIdentity(
+    class_name="nut", fingerprint="0", prompts="1", preparation="[]", images=None, num_images=3, depths=(1,)
+)
 
 
 def units(*shape, seed=0):
@@ -241,7 +243,21 @@ def test_damaged_banks_are_refused():
 )
 def test_too_few_images(part, count, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        ReferenceBank().build(part, [units(count, 1, 4)], noise(count, 1), IDENTITY._replace(count=count))
+        ReferenceBank().build(part, [units(count, 1, 4)], noise(count, 1), IDENTITY._replace(num_images=count))
+
+
+def test_depths_are_those_given_else_measured_else_the_ends_of_quarters():
+    assert PatchMemory(depths=[2, 5]).depths_of(5, "anovl-demo") == (2, 5)
+    assert PatchMemory().depths_of(5, "anovl-demo") == (1, 2)
+    assert PatchSubspace().depths_of(5, "anovl-demo") == (3,)
+    assert PatchMemory(depths=[], value_wise=True).depths_of(12) == ()
+    assert [PatchMemory().depths_of(number) for number in (12, 24, 5, 2, 1)] == [
+        (3, 6, 9, 12),
+        (6, 12, 18, 24),
+        (2, 3, 4, 5),
+        (1, 2),
+        (1,),
+    ]
 
 
 def test_depths_beyond_the_tower():
