@@ -68,7 +68,7 @@ class AnoVL(ReferencesMixin, ClassesMixin, TextBankExportMixin, CheckpointMixin,
             gets as many as it needs. Default: none, images of any shape are resized to one tile.
         adaptation: Test-time adaptation of each image's patch tokens, which changes its map: ``TextAdapter`` (the
             paper's for MVTec AD), ``LinearAdapter`` (for VisA), or the class path of your own. Default: none.
-        k_shot: Number of reference images of each class, 0 to 100,000: normal images to compare with, from
+        k_shot: Number of reference images of each class, 0 to 100000: normal images to compare with, from
             ``few_shot_source`` or the data module's training data. Default: 0, zero-shot, or, with ``few_shot_source``,
             all of its images.
         few_shot_source: Folder of reference images; of several classes, one folder for each in it. Default: none, they

@@ -25,16 +25,20 @@ class PatchMemory(References):
     """Distance ½ (1 − cos) of each patch to its nearest reference patch, averaged over the depths.
 
     Args:
-        weight: As for :class:`~anovl_plugin.scoring.references.References`.
-        depths: Likewise.
-        value_wise: Likewise.
-        views: Likewise.
-        top_fraction: Likewise.
-        coreset: Share of the reference patches that is kept, above 0 and at most 1, chosen by anomalib's k-center
+        weight: Share of the references in the map and in the image score, from 0, the text alone, to 1, the references
+            alone. Default: 0.3.
+        depths: Blocks of CLIP's original path whose patch tokens are compared, counted from 1. Default: the ends of the
+            tower's four quarters; of ``anovl-demo``, the first two blocks.
+        value_wise: Whether the value-wise path's patch tokens are compared as well. Default: no.
+        views: Views of each reference image that count as part of it: ``single``, the image alone; ``paper``, the 22
+            views of the image score; or a list such as ``[image, "rotate 90", flip]``. Default: ``single``.
+        top_fraction: Share of the map whose mean enters the image score, in [0, 1]: 0 is the highest pixel, 1 the whole
+            map. Default: 0.005.
+        coreset: Share of the reference patches that is kept, above 0 and up to 1, chosen by anomalib's k-center
             greedy method: saves memory and time, and costs time once. Default: none, all are kept.
         unlabelled: Whether reference images may have defects. The distance is then the mean of the lowest share of the
             distances to the single images. Takes at least two images. Default: no.
-        lowest_share: That share, above 0 and at most 1. Default: 0.3.
+        lowest_share: That share, above 0 and up to 1. Default: 0.3.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -56,13 +60,12 @@ class PatchMemory(References):
         """Check the settings and convert NumPy numbers."""
         super().__post_init__()
         check_flag("unlabelled", self.unlabelled)
-        for name in ("coreset", "lowest_share"):
-            if getattr(self, name) is not None:
-                share = number(self, name, least=0, most=1)
-                if share == 0:
-                    msg = f"{name} of {type(self).__name__} is {shown(share)}, but must be above 0"
-                    raise ValueError(msg)
-                setattr(self, name, float(share))
+        for name in ("lowest_share", *(() if self.coreset is None else ("coreset",))):
+            share = number(self, name, least=0, most=1)
+            if share == 0:
+                msg = f"{name} of {type(self).__name__} is {shown(getattr(self, name))}, but must be above 0"
+                raise ValueError(msg)
+            setattr(self, name, float(share))
         if self.coreset is not None and self.unlabelled:
             msg = "PatchMemory has both coreset and unlabelled, which needs all patches of each image; omit one of them"
             raise ValueError(msg)

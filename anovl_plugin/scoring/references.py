@@ -70,7 +70,8 @@ class References(ABC):
         value_wise: Whether the value-wise path's patch tokens are compared as well. Default: no.
         views: Views of each reference image that count as part of it: ``single``, the image alone; ``paper``, the 22
             views of the image score; or a list such as ``[image, "rotate 90", flip]``. Default: ``single``.
-        top_fraction: Share of the map, in [0, 1], whose mean enters the image score. Default: 0.005.
+        top_fraction: Share of the map whose mean enters the image score, in [0, 1]: 0 is the highest pixel, 1 the whole
+            map. Default: 0.005.
 
     Attributes:
         measured_depths: Depths that served a CLIP best where they were measured (docs/references.md), by backbone.
@@ -90,13 +91,16 @@ class References(ABC):
     def __post_init__(self) -> None:
         """Check the settings and convert NumPy numbers."""
         self.weight = number(self, "weight", least=0, most=1)
-        self.depths = _check_depths(self)
+        given, self.depths = self.depths, _check_depths(self)
         check_flag("value_wise", self.value_wise)
         parse_views(self.views)
         check_fraction(self.top_fraction)
         self.top_fraction = float(self.top_fraction)
         if self.depths == [] and not self.value_wise:
-            msg = f"{type(self).__name__} has neither depths nor value_wise tokens to compare; set one of them"
+            msg = (
+                f"depths of {type(self).__name__} is {given!r}, and value_wise is false, so there is nothing to "
+                "compare; set one of them"
+            )
             raise ValueError(msg)
 
     @property

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from anovl_plugin import AnoVLModel, CombinedScore, GlobalScore, LinearAdapter, MapScore, PatchMemory, PatchSubspace
 from anovl_plugin.scoring.scores import map_score
-from tests.helpers import reference
+from tests.helpers import reference_model
 from tests.helpers import reference_references as slow
 from tests.helpers.random_tensors import images_for, noise
 from tests.helpers.tolerances import EXACT, FLOAT32, HALF_PRECISION, REFERENCE
@@ -46,12 +46,12 @@ def slow_distance(part, patch, images):
 
 def expected(part, weights, references, images):
     """Return the score (B,) and the map (B, 1, H, W) that the formulas give, as probabilities."""
-    visual = reference.load(NAME, weights)[0].visual
-    states, _ = reference.text_bank(NAME, weights, "bottle")
+    visual = reference_model.load(NAME, weights)[0].visual
+    states, _ = reference_model.text_bank(NAME, weights, "bottle")
 
     def sources(batch):
-        blocks = reference.block_tokens(visual, batch, tuple(part.depths)).unbind(1)
-        local = [reference.vision_tokens(visual, batch)[1]] if part.value_wise else []
+        blocks = reference_model.block_tokens(visual, batch, tuple(part.depths)).unbind(1)
+        local = [reference_model.vision_tokens(visual, batch)[1]] if part.value_wise else []
         return [unit_lists(each) for each in (*blocks, *local)]
 
     def mean_distance(patches, fitted):
@@ -61,8 +61,8 @@ def expected(part, weights, references, images):
 
     def text_margins(batch):
         return [
-            [reference.p_abnormal(token, states) - 0.5 for token in image]
-            for image in reference.vision_tokens(visual, batch)[1]
+            [reference_model.p_abnormal(token, states) - 0.5 for token in image]
+            for image in reference_model.vision_tokens(visual, batch)[1]
         ]
 
     bank = sources(references)
@@ -79,14 +79,17 @@ def expected(part, weights, references, images):
         distances = [mean_distance([each[at][patch] for each in queries], bank) for patch in range(patches)]
         scaled = [text_mean + text_deviation * (distance - mean) / deviation for distance in distances]
         both = [(1 - part.weight) * text + part.weight * own for text, own in zip(margins, scaled, strict=True)]
-        maps.append(reference.map_of(both, (4, 4), (32, 32)))
-    globals_ = [reference.p_abnormal(token, states) - 0.5 for token in reference.vision_tokens(visual, images)[0]]
+        maps.append(reference_model.map_of(both, (4, 4), (32, 32)))
+    globals_ = [
+        reference_model.p_abnormal(token, states) - 0.5 for token in reference_model.vision_tokens(visual, images)[0]
+    ]
     scores = []
     for own, anomaly_map in zip(globals_, maps, strict=True):
         highest = sorted(anomaly_map.flatten().tolist(), reverse=True)[: max(1, round(part.top_fraction * 32 * 32))]
         scores.append((1 - part.weight) * own + part.weight * sum(highest) / len(highest))
     shown = [
-        reference.shown(torch.as_tensor(each).double() + 0.5, NAME, weights) for each in (scores, torch.stack(maps))
+        reference_model.shown(torch.as_tensor(each).double() + 0.5, NAME, weights)
+        for each in (scores, torch.stack(maps))
     ]
     return shown[0].float(), shown[1].float().view(len(images), 1, 32, 32)
 

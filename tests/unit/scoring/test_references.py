@@ -286,7 +286,10 @@ def test_references_of_ones_own():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: PatchMemory(depths=[]), "PatchMemory has neither depths nor value_wise tokens to compare; set one"),
+        (
+            lambda: PatchMemory(depths=[]),
+            "depths of PatchMemory is [], and value_wise is false, so there is nothing",
+        ),
         (lambda: PatchMemory(coreset=0.1, unlabelled=True), "PatchMemory has both coreset and unlabelled, which needs"),
         (lambda: PatchMemory(coreset=0), "coreset of PatchMemory is 0, but must be above 0"),
         (lambda: PatchMemory(depths=[1, 1]), "depths of PatchMemory is [1, 1], but must be a list of different block"),

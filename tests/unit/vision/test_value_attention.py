@@ -61,7 +61,7 @@ def test_tokens_of_blocks_equal_the_reference(clip, depths):
     depths = {"last": (layers,), "all": tuple(range(1, layers + 1))}.get(depths, depths)
     images = images_for(clip.visual, 2)
     tokens, without = value_wise_forward(clip.visual, images, depths), value_wise_forward(clip.visual, images)
-    expected = reference.block_tokens(deepcopy(clip.visual).double(), images, depths).float()
+    expected = reference_model.block_tokens(deepcopy(clip.visual).double(), images, depths).float()
     assert_close(tokens.block_tokens, expected, atol=1e-4, rtol=1e-4)
     assert without.block_tokens is None
     assert_close(tokens[:2], without[:2], **FLOAT32)
