@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
 from types import new_class
 from typing import Any, cast
 
@@ -70,14 +71,17 @@ class Benchmarked(ModelMixin):
     same arguments. Those that a model does not have are ``null``, which means "not given" here, at any depth.
 
     Args:
-        **settings: The model's own arguments; those that are ``None``, or mappings of nothing else, are left out.
+        **settings: The model's own arguments; those that are ``None``, or mappings of nothing else, are left out. With
+            ``k_shot``, a model without that argument is fitted to so many training batches.
     """
 
     def __init__(self, **settings: Any) -> None:
         self._setup_watch, self._test_watch, self._timed_images = Stopwatch(), Stopwatch(), 0
-        super().__init__(
-            **without_nulls(to_builtin(settings)), evaluator=PaperEvaluator(), post_processor=False, visualizer=False
-        )
+        own = without_nulls(to_builtin(settings))
+        models = [kind for kind in type(self).__mro__ if issubclass(kind, AnomalibModule)]
+        has_shots = any("k_shot" in signature(kind).parameters for kind in models)
+        self._training_batches = None if has_shots else own.pop("k_shot", None)
+        super().__init__(**own, evaluator=PaperEvaluator(), post_processor=False, visualizer=False)
 
     @property
     def _needs_fitting(self) -> bool:
@@ -87,7 +91,9 @@ class Benchmarked(ModelMixin):
     def trainer_arguments(self) -> dict[str, Any]:
         """The model's own arguments; a zero-shot model is not validated, because no threshold is set."""
         own = super().trainer_arguments  # type: ignore[safe-super] # the model's
-        return own if self._needs_fitting else {**own, "limit_val_batches": 0}
+        if not self._needs_fitting:
+            return {**own, "limit_val_batches": 0}
+        return own if self._training_batches is None else {**own, "limit_train_batches": self._training_batches}
 
     def val_dataloader(self) -> list:
         """Return no validation data.
