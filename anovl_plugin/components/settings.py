@@ -177,6 +177,7 @@ def reconcile(
         "class_name": saved.class_names[0] if len(saved.banks) == 1 else saved.class_names,
         "domain": saved.banks[0]["domain"] if len({bank["domain"] for bank in saved.banks}) == 1 else "auto",
         "image_size": tuple(saved.settings["image_size"] or saved.clip["spec"]["image_size"]),
+        "references": references_of(saved.settings),
     }
     merged = dict(saved.settings)
     is_set = {name: given[name] != defaults[name] for name in given}
