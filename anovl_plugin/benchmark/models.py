@@ -71,16 +71,21 @@ class Benchmarked(ModelMixin):
     same arguments. Those that a model does not have are ``null``, which means "not given" here, at any depth.
 
     Args:
-        **settings: The model's own arguments; those that are ``None``, or mappings of nothing else, are left out. With
-            ``k_shot``, a model without that argument is fitted to so many training batches.
+        **settings: The model's own arguments; those that are ``None``, or mappings of nothing else, are left out.
+        k_shot: Number of reference images of a model that takes some. Any other is fitted to so many training batches.
+            Default: the model's own, or all batches.
     """
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, k_shot: int | None = None, **settings: Any) -> None:
         self._setup_watch, self._test_watch, self._timed_images = Stopwatch(), Stopwatch(), 0
-        own = without_nulls(to_builtin(settings))
-        models = [kind for kind in type(self).__mro__ if issubclass(kind, AnomalibModule)]
+        models = [
+            kind
+            for kind in type(self).__mro__
+            if issubclass(kind, AnomalibModule) and not issubclass(kind, Benchmarked)
+        ]
         has_shots = any("k_shot" in signature(kind).parameters for kind in models)
-        self._training_batches = None if has_shots else own.pop("k_shot", None)
+        self._training_batches = None if has_shots else k_shot
+        own = without_nulls(to_builtin(settings) | ({"k_shot": k_shot} if has_shots else {}))
         super().__init__(**own, evaluator=PaperEvaluator(), post_processor=False, visualizer=False)
 
     @property

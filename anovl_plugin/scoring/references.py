@@ -7,8 +7,8 @@ Distances and text margins have different scales. The reference images set both,
 
 where μ_t, σ_t are mean and standard deviation of the text margins of the reference patches, and μ_d, σ_d those of the
 distances of reference patches that the fit has not seen: each reference image in turn (at most eight) against all
-others, or, of a single image, every other patch against the rest. An ordinary normal patch thus has the same margin
-from either source, and a patch that is as unusual for its distance as for its text, too.
+others, or, of a single image, one half against the other. An ordinary normal patch thus has the same margin from either
+source, and a patch that is as unusual for its distance as for its text, too.
 
 Shapes: R reference images, P patches of each (of all its tiles and views), B images, N patches, D width of a token.
 """
@@ -177,20 +177,25 @@ def find_scale(references: References, tokens: Sequence[Tensor], margins: Tensor
         ValueError: If there is a single patch.
     """
     distances = torch.cat(
-        [references.distances(unseen, references.fit(seen)).flatten() for unseen, seen in held_out(tokens)]
+        [
+            references.distances(unseen, references.fit(seen)).flatten()
+            for unseen, seen in held_out(tokens, len(references.image_views))
+        ]
     )
     return Scale(distances.mean(), _spread(distances), margins.float().mean(), _spread(margins.float()))
 
 
-def held_out(tokens: Sequence[Tensor]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+def held_out(tokens: Sequence[Tensor], views: int = 1) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
     """Iterate over pairs of what is left out and what is left: images, or the two halves of a single image.
 
     Args:
         tokens: Tokens of reference images, each of shape (R, P, D).
+        views: Number of views that the patches of each image come from, one view after the other. Default: 1.
 
     Yields:
         Tokens of one image (1, P, D) and of all others (R − 1, P, D), for at most eight images, evenly spaced. Of a
-        single image: every other patch, and the rest; then the same the other way round.
+        single image: those of its first half, and of its second; then the other way round. Only its first view counts,
+        because another view of the other half would show the same.
 
     Raises:
         ValueError: If there is a single patch.
@@ -200,8 +205,10 @@ def held_out(tokens: Sequence[Tensor]) -> Iterator[tuple[list[Tensor], list[Tens
         if patches < 2:
             msg = "the only reference image has a single patch, which cannot be compared with others; use two images"
             raise ValueError(msg)
-        for start in (0, 1):
-            yield [each[:, start::2] for each in tokens], [each[:, 1 - start :: 2] for each in tokens]
+        end = max(2, patches // views)
+        halves = [[each[:, part] for each in tokens] for part in (slice(end // 2), slice(end // 2, end))]
+        yield halves[0], halves[1]
+        yield halves[1], halves[0]
         return
     number_held_out = min(count, _MAX_HELD_OUT)
     for place in range(number_held_out):

@@ -47,10 +47,11 @@ def subspace_distance(patch: Vector, images: list[Image], variance: float) -> fl
 
 
 def splits(images: list[Image]) -> list[tuple[Image, list[Image]]]:
-    """Return each image and all others, or, of one image, every other patch and the rest, both ways."""
+    """Return each image and all others, or, of one image, its two halves, both ways."""
     if len(images) == 1:
         (only,) = images
-        return [(only[0::2], [only[1::2]]), (only[1::2], [only[0::2]])]
+        first, second = only[: len(only) // 2], only[len(only) // 2 :]
+        return [(first, [second]), (second, [first])]
     return [(image, images[:at] + images[at + 1 :]) for at, image in enumerate(images)]
 
 

@@ -146,7 +146,7 @@ def test_zero_shot_checkpoints_have_no_references(tested, bare, tmp_path):
         ({"k_shot": 1}, "k_shot is 1, but the checkpoint was made with 2; omit k_shot, or change it on purpose"),
         (
             {"k_shot": 2, "references": PatchSubspace()},
-            r"references is PatchSubspace\(.*, but the checkpoint was made with PatchMemory\(.*; omit references, or change",
+            r"references is PatchSubspace\(.*, but the checkpoint was made with PatchMemory\(.*; omit references",
         ),
     ],
 )

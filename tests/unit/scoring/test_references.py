@@ -82,6 +82,12 @@ def test_at_most_eight_images_are_held_out_evenly():
         assert sorted([*seen.flatten().tolist(), unseen.item()]) == list(range(20))
 
 
+def test_halves_of_a_single_image_are_of_one_view():
+    tokens = torch.arange(10.0).view(1, 10, 1)
+    pairs = [(unseen.flatten().tolist(), seen.flatten().tolist()) for (unseen,), (seen,) in held_out([tokens], views=2)]
+    assert pairs == [([0, 1], [2, 3, 4]), ([2, 3, 4], [0, 1])]
+
+
 def test_copies_of_one_image_have_a_scale():
     references = units(1, PATCHES, WIDTH).expand(3, -1, -1)
     scale = find_scale(PatchMemory(), [references], torch.zeros(3, PATCHES))
