@@ -3,6 +3,7 @@
 Shapes: B images, T tiles per image (1 without tiles), N patches per tile, C joint embedding width.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from anomalib.data import InferenceBatch
 from torch import Tensor, nn
 
-from anovl_plugin.config import check_flag, is_loading_checkpoint, to_builtin
+from anovl_plugin.config import check_flag, is_loading_checkpoint, to_builtin, to_config
 from anovl_plugin.scoring.adaptation import Adaptation, adapt_tokens, parse_adaptation
 from anovl_plugin.scoring.defect_names import DefectMatch, defect_cosines
 from anovl_plugin.scoring.image_score import (
@@ -22,7 +23,10 @@ from anovl_plugin.scoring.image_score import (
     mean_over_views,
     parse_image_score,
 )
-from anovl_plugin.scoring.scores import abnormality_margin, margin_map, to_probability
+from anovl_plugin.scoring.reference_bank import BankIdentity, ReferenceBank, check_count, parse_references
+from anovl_plugin.scoring.reference_banks import ReferenceBanks
+from anovl_plugin.scoring.references import References, same_number_of_patches
+from anovl_plugin.scoring.scores import abnormality_margin, map_score, margin_map, to_probability
 from anovl_plugin.text.cache import TextBankCache
 from anovl_plugin.text.prompts import Prompts, check_class_name
 from anovl_plugin.text.text_bank import TextBank, build_text_banks
@@ -41,6 +45,13 @@ from anovl_plugin.vision.image_tower import ImageTower
 from anovl_plugin.vision.source import find_weights
 from anovl_plugin.vision.tiles import check_square, check_tiles_per_side, split_into_tiles
 from anovl_plugin.vision.value_attention import VisionTokens
+
+
+class _EncodedReference(NamedTuple):
+    """A reference image: unit tokens to compare, each (P, D), and text margins (P,)."""
+
+    tokens: list[Tensor]
+    margins: Tensor
 
 
 class NonFiniteImageError(ValueError):
@@ -98,12 +109,15 @@ class AnoVLModel(nn.Module):
         tiles_per_side: Tiles of :attr:`image_size` along the short side of an image, 1 to 64. Default: none, images are
             not tiled.
         adaptation: Adaptation of an image's patch tokens before they are scored. Default: none.
+        references: How images are compared with reference images, see :meth:`build_reference_bank`. Default: none,
+            zero-shot.
         cache: Whether to keep text banks on disk, where the next start finds them; see
             :class:`~anovl_plugin.text.cache.TextBankCache`. Default: yes.
 
     Attributes:
         image_tower: The CLIP's image tower.
         text_banks: The embeddings of the prompts of each class, in the order of the classes' indices.
+        reference_banks: What is kept of the reference images of each class; ``None`` without ``references``.
 
     Raises:
         BackboneError: If the CLIP is unknown, of an unsupported kind, or cannot be loaded.
@@ -129,6 +143,7 @@ class AnoVLModel(nn.Module):
         image_score: ImageScore | ImageScoreName = "global",
         tiles_per_side: int | None = None,
         adaptation: Adaptation | None = None,
+        references: References | None = None,
         cache: bool = True,
     ) -> None:
         super().__init__()
@@ -144,13 +159,16 @@ class AnoVLModel(nn.Module):
         self.image_score = parse_image_score(to_builtin(image_score), allow_import=trusted)
         self.tiles_per_side = check_tiles_per_side(tiles_per_side)
         self.adaptation = parse_adaptation(to_builtin(adaptation), allow_import=trusted)
+        self.references = parse_references(to_builtin(references), allow_import=trusted)
         self.text_banks = TextBanks()
+        self.reference_banks = None if self.references is None else ReferenceBanks()
         self.cache = cache
         self._text_tower = LazyTextTower(partial(_load_text_tower, *source))
         # The hub is not contacted before the CLIP is needed.
         if trusted and not source[0].startswith("hf-hub:"):
             self.image_tower.read_spec()
             self._check_tiles()
+            self._depths()
         if class_name is not None:
             self.build_text_bank(class_name, domain)
 
@@ -285,6 +303,74 @@ class AnoVLModel(nn.Module):
     def _weights(self) -> Path:
         return find_weights(*check_source(*self.source))
 
+    def build_reference_bank(
+        self, images: Sequence[Tensor], class_name: str | None = None, source: str | None = None
+    ) -> bool:
+        """Build the reference bank of a class, unless the model has the very same one.
+
+        Args:
+            images: Reference images, resized and normalized as for :meth:`forward`, each of shape (3, H, W).
+            class_name: What they show. Default: the class of the only text bank, or of the first one.
+            source: Identifies the images, so that an equal bank is kept. Default: none, a new bank is built.
+
+        Returns:
+            Whether a bank was built.
+
+        Raises:
+            RuntimeError: If there is no text bank of the class, or the model has no ``references``.
+            TypeError: If the images are not floating-point tensors.
+            ValueError: If images have the wrong shape, there are too few, or their tokens are not finite.
+        """
+        if self.references is None or self.reference_banks is None:
+            msg = "the model has no references to compare with; set references, e.g. to PatchMemory()"
+            raise RuntimeError(msg)
+        self._check_ready()
+        at = 0 if class_name is None else int(self.text_banks.index([class_name]))
+        text_bank = list(self.text_banks)[at]
+        check_count(self.references, len(images))
+        for image in images:
+            check_images(image[None])
+        identity = self.reference_identity(text_bank, len(images), source)
+        present = self.reference_banks.find(identity.class_name)
+        if source is not None and present is not None and present.is_for(identity, self.references):
+            return False
+        with torch.inference_mode(False), torch.no_grad():
+            encoded = [self._encode_reference(image[None], text_bank, identity.depths) for image in images]
+        tokens = [same_number_of_patches(each) for each in zip(*(each.tokens for each in encoded), strict=True)]
+        bank = ReferenceBank().to(self.image_tower.device)
+        bank.build(self.references, tokens, torch.cat([each.margins for each in encoded]), identity)
+        self.reference_banks.put(bank)
+        return True
+
+    def reference_identity(self, text_bank: TextBank, count: int = 0, source: str | None = None) -> BankIdentity:
+        """Return what a reference bank of a class would be built from.
+
+        Args:
+            text_bank: The text bank of the class.
+            count: Number of reference images. Default: 0, where they do not matter.
+            source: Identifies the images. Default: none.
+        """
+        return BankIdentity(
+            class_name=text_bank.class_name,
+            fingerprint=self.image_tower.fingerprint,
+            prompts=text_bank.prompts_hash,
+            preparation=json.dumps([self.image_size, self.tiles_per_side, to_config(self.adaptation)], sort_keys=True),
+            images=source,
+            num_images=count,
+            depths=self._depths(),
+        )
+
+    def _encode_reference(self, image: Tensor, text_bank: TextBank, depths: Sequence[int]) -> _EncodedReference:
+        """Return the tokens to compare and the text margins of an image (1, 3, H, W) and its views."""
+        references = cast("References", self.references)
+        image = image.to(self.image_tower.device, torch.float32)
+        parts, margins = [], []
+        for view in references.image_views:
+            tokens = self.encode(self._split(view(image))[0], depths)
+            parts.append([each.flatten(0, 2) for each in references.select(tokens)])
+            margins.append(self.score(self.adapt(tokens.patch_tokens, text_bank), text_bank.state_embeddings).flatten())
+        return _EncodedReference([torch.cat(each) for each in zip(*parts, strict=True)], torch.cat(margins))
+
     def forward(self, images: Tensor, class_index: Tensor | None = None) -> InferenceBatch:
         """Score images.
 
@@ -301,10 +387,10 @@ class AnoVLModel(nn.Module):
             alone would give.
 
         Raises:
-            RuntimeError: If no text bank has been built.
+            RuntimeError: If no text bank or, with references, no reference bank has been built.
             TypeError: If the images are not a floating-point tensor, or the indices not an integer one.
-            ValueError: If the images or indices have the wrong shape, an index is missing or out of range, or scores
-                are not finite.
+            ValueError: If the images or indices have the wrong shape, an index is missing or out of range, scores are
+                not finite, or a reference bank belongs to another CLIP or setting.
         """
         return self._predict(images, class_index)[0]
 
@@ -332,9 +418,8 @@ class AnoVLModel(nn.Module):
 
     def _predict(self, images: Tensor, class_index: Tensor | None) -> tuple[InferenceBatch, list[_OfClass]]:
         check_images(images)
-        if not (self.text_banks.is_built and self.is_loaded):
-            msg = "the model has no text bank yet; set class_name or call build_text_bank(class_name) first"
-            raise RuntimeError(msg)
+        self._check_ready()
+        self._check_reference_banks()
         with torch.no_grad():
             score, anomaly_map, classes = self._margins(images, class_index)
         temperature = cast("float", self.image_tower.temperature)
@@ -360,7 +445,7 @@ class AnoVLModel(nn.Module):
         if len(self.text_banks) > 1 and class_index is not None and is_exporting():
             # The graph takes any indices, so it cannot divide the batch by them.
             states = self.text_banks.state_embeddings[class_index]
-            score, anomaly_map, _ = self._margins_of_class(images, bank, states)
+            score, anomaly_map, _ = self._margins_of_class(images, bank, states, class_index)
             return score, anomaly_map, []
         self.text_banks.check_index(class_index, images)
         if class_index is None or len(self.text_banks) == 1 or not len(images):
@@ -380,18 +465,27 @@ class AnoVLModel(nn.Module):
         place = torch.cat(order).argsort()
         return torch.cat(scores)[place], torch.cat(maps)[place], classes
 
-    def _margins_of_class(self, images: Tensor, bank: TextBank, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _margins_of_class(
+        self, images: Tensor, bank: TextBank, states: Tensor, class_index: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the margins of images and maps, by states (2, C) or each image's, (B, 2, C), and the patch tokens."""
         tiles, join = self._split(images)
-        tokens = self.encode(tiles)
+        tokens = self.encode(tiles, () if self.reference_banks is None else self.reference_banks.depths)
         margins = self.score(self.adapt(tokens.patch_tokens, bank), states)
+        margins = self.refer(margins, tokens, bank, class_index)
         return *self.aggregate(margins, tokens.class_token, tiles, join, states), tokens.patch_tokens
 
-    def encode(self, tiles: Tensor) -> VisionTokens:
-        """Return the tokens of tiles (B, T, 3, t, t): class tokens (B, T, C) and patch tokens (B, T, N, C)."""
-        images = tiles.flatten(0, 1)
-        tokens = self.image_tower(images) if self.tiles_per_side is None else in_chunks(self.image_tower, images)
-        return VisionTokens(*(part.unflatten(0, (-1, tiles.shape[1])) for part in tokens))
+    def encode(self, tiles: Tensor, depths: Sequence[int] = ()) -> VisionTokens:
+        """Return the tokens of tiles (B, T, 3, t, t): class tokens (B, T, C) and patch tokens (B, T, N, C).
+
+        Args:
+            tiles: The tiles.
+            depths: Blocks of the original path to return the patch tokens of as well, (B, T, S, N, D). Default: none.
+        """
+        images, tower = tiles.flatten(0, 1), partial(self.image_tower, depths=tuple(depths))
+        tokens = tower(images) if self.tiles_per_side is None else in_chunks(tower, images)
+        present = {name: part for name, part in tokens._asdict().items() if part is not None}
+        return tokens._replace(**{name: part.unflatten(0, (-1, tiles.shape[1])) for name, part in present.items()})
 
     def adapt(self, patch_tokens: Tensor, text_bank: TextBank) -> Tensor:
         """Return adapted patch tokens (B, T, N, C); all tiles of an image are adapted together."""
@@ -403,6 +497,24 @@ class AnoVLModel(nn.Module):
     def score(self, patch_tokens: Tensor, state_embeddings: Tensor) -> Tensor:
         """Return the margins (B, T, N) of patch tokens (B, T, N, C), by states (2, C) or each image's, (B, 2, C)."""
         return abnormality_margin(patch_tokens, state_embeddings)
+
+    def refer(
+        self, margins: Tensor, tokens: VisionTokens, text_bank: TextBank, class_index: Tensor | None = None
+    ) -> Tensor:
+        """Return the margins (B, T, N), averaged with those by the reference images, if there are any.
+
+        Args:
+            margins: Margins of the patches by the text.
+            tokens: Tokens of the tiles.
+            text_bank: The text bank of the images' class.
+            class_index: Index of each image's class, shape (B,), if they differ.
+        """
+        if self.references is None or self.reference_banks is None:
+            return margins
+        chosen = [each.flatten(1, 2) for each in self.references.select(tokens)]
+        names = (text_bank.class_name,) if class_index is None else self.text_banks.class_names
+        by_references = self.reference_banks.margins(self.references, chosen, names, class_index)
+        return torch.lerp(margins, by_references.view_as(margins), self.references.weight)
 
     def aggregate(
         self,
@@ -435,6 +547,8 @@ class AnoVLModel(nn.Module):
             )
             class_margins = over_views.unflatten(0, (-1, number)).mean(1)
         score = combine_margins(self.image_score, class_margins, anomaly_map)
+        if self.references is not None:
+            score = torch.lerp(score, map_score(anomaly_map, self.references.top_fraction), self.references.weight)
         # Checked before joining, because anomalib's tiler turns NaN into 0. Graphs cannot hold checks.
         if not torch.compiler.is_compiling():
             finite = margins.flatten(1).isfinite().all(1) & score.isfinite()
@@ -453,6 +567,24 @@ class AnoVLModel(nn.Module):
             msg = f"images are {size} pixels, but the model takes {self.image_size}; resize them"
             raise ValueError(msg)
         return images.unsqueeze(1), partial(torch.squeeze, dim=1)
+
+    def _depths(self) -> tuple[int, ...]:
+        """Return the blocks whose tokens are compared with those of reference images."""
+        if self.references is None:
+            return ()
+        return self.references.depths_of(self.image_tower.num_blocks, self.source[0])
+
+    def _check_ready(self) -> None:
+        if not (self.text_banks.is_built and self.is_loaded):
+            msg = "the model has no text bank yet; set class_name or call build_text_bank(class_name) first"
+            raise RuntimeError(msg)
+
+    def _check_reference_banks(self) -> None:
+        # Graphs cannot hold checks.
+        if self.references is None or self.reference_banks is None or torch.compiler.is_compiling():
+            return
+        for text_bank in self.text_banks:
+            self.reference_banks.check(self.reference_identity(text_bank), self.references)
 
     def _check_tiles(self) -> None:
         if self.tiles_per_side is not None:

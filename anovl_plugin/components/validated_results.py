@@ -102,6 +102,8 @@ def _state_of(model: AnoVLModel) -> Any:
         state_version(model),
         model.image_tower.fingerprint,
         [bank.get_extra_state() for bank in model.text_banks],
+        [bank.get_extra_state() for bank in model.reference_banks or ()],
+        repr(model.references),
         repr(model.image_score),
         repr(model.adaptation),
         model.tiles_per_side,
