@@ -11,9 +11,10 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from anomalib.data import InferenceBatch
-from torch import Tensor, nn
+from torch import Tensor
 
-from anovl_plugin.config import check_flag, is_loading_checkpoint, to_builtin, to_config
+from anovl_plugin.banked_clip import BankedCLIP
+from anovl_plugin.config import is_loading_checkpoint, to_builtin, to_config
 from anovl_plugin.scoring.adaptation import Adaptation, adapt_tokens, parse_adaptation
 from anovl_plugin.scoring.defect_names import DefectMatch, defect_cosines
 from anovl_plugin.scoring.image_score import (
@@ -27,22 +28,13 @@ from anovl_plugin.scoring.reference_bank import BankIdentity, ReferenceBank, che
 from anovl_plugin.scoring.reference_banks import ReferenceBanks
 from anovl_plugin.scoring.references import References, same_number_of_patches
 from anovl_plugin.scoring.scores import abnormality_margin, map_score, margin_map, to_probability
-from anovl_plugin.text.cache import TextBankCache
 from anovl_plugin.text.prompts import Prompts, check_class_name
-from anovl_plugin.text.text_bank import TextBank, build_text_banks
-from anovl_plugin.text.text_banks import TextBanks
-from anovl_plugin.text.text_tower import LazyTextTower, TextTower, Tokenizer
+from anovl_plugin.text.text_bank import TextBank
 from anovl_plugin.vision.backbone import (
     DEFAULT_BACKBONE,
     DEFAULT_PRETRAINED,
-    Backbone,
-    check_image_size,
-    check_source,
-    load_backbone,
 )
 from anovl_plugin.vision.chunks import in_chunks, is_exporting
-from anovl_plugin.vision.image_tower import ImageTower
-from anovl_plugin.vision.source import find_weights
 from anovl_plugin.vision.tiles import check_square, check_tiles_per_side, split_into_tiles
 from anovl_plugin.vision.value_attention import VisionTokens
 
@@ -89,7 +81,7 @@ class _OfClass(NamedTuple):
     patch_tokens: Tensor
 
 
-class AnoVLModel(nn.Module):
+class AnoVLModel(BankedCLIP):
     """Zero-shot anomaly localization by value-wise attention and state prompts (arXiv 2308.15939).
 
     The constructor checks its arguments. The CLIP is loaded once, when it is first needed. The text tower is released
@@ -146,61 +138,22 @@ class AnoVLModel(nn.Module):
         references: References | None = None,
         cache: bool = True,
     ) -> None:
-        super().__init__()
-        check_flag("cache", cache)
         if class_name is not None:
             check_class_name(class_name)
-        self.prompts = Prompts.load(to_builtin(prompts))
+        super().__init__(backbone, prompts=prompts, pretrained=pretrained, image_size=image_size, cache=cache)
         self.prompts.resolve_domain(class_name or "object", domain)
-        # What a checkpoint names may be gone, since it may hold everything itself, and it must not import anything.
+        # A checkpoint must not import anything.
         trusted = not is_loading_checkpoint()
-        source = check_source(backbone, pretrained) if trusted else (backbone, pretrained)
-        self.image_tower = ImageTower(source, check_image_size(to_builtin(image_size)))
         self.image_score = parse_image_score(to_builtin(image_score), allow_import=trusted)
         self.tiles_per_side = check_tiles_per_side(tiles_per_side)
         self.adaptation = parse_adaptation(to_builtin(adaptation), allow_import=trusted)
         self.references = parse_references(to_builtin(references), allow_import=trusted)
-        self.text_banks = TextBanks()
         self.reference_banks = None if self.references is None else ReferenceBanks()
-        self.cache = cache
-        self._text_tower = LazyTextTower(partial(_load_text_tower, *source))
-        # The hub is not contacted before the CLIP is needed.
-        if trusted and not source[0].startswith("hf-hub:"):
-            self.image_tower.read_spec()
+        if self.image_tower.has_spec:
             self._check_tiles()
             self._depths()
         if class_name is not None:
             self.build_text_bank(class_name, domain)
-
-    @property
-    def text_bank(self) -> TextBank:
-        """The text bank of the only class, or of the first one."""
-        return next(iter(self.text_banks))
-
-    @property
-    def source(self) -> tuple[str, str | None]:
-        """Backbone and pretrained of the CLIP."""
-        return self.image_tower.source
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width in pixels of the images (with tiles: of a tile) that the model takes."""
-        return self.image_tower.image_size
-
-    @property
-    def mean(self) -> tuple[float, ...]:
-        """Mean of each color channel to normalize images with, for values in [0, 1]."""
-        return self.image_tower.spec.mean
-
-    @property
-    def std(self) -> tuple[float, ...]:
-        """Standard deviation of each color channel to normalize images with, for values in [0, 1]."""
-        return self.image_tower.spec.std
-
-    @property
-    def is_loaded(self) -> bool:
-        """Whether the image tower is in memory."""
-        return self.image_tower.is_loaded
 
     def load(self) -> None:
         """Load the CLIP, including its text tower, unless it is loaded already.
@@ -209,99 +162,19 @@ class AnoVLModel(nn.Module):
             BackboneError: If it cannot be loaded.
             ValueError: If the image size does not suit the patches, or the tiles are not square.
         """
-        if not self.is_loaded:
-            loaded = load_backbone(*self.source, self.image_tower.requested_image_size)
-            self.image_tower.set_loaded(loaded)
-            self._text_tower.set_loaded(_text_tower_of(loaded))
+        super().load()
         self._check_tiles()
 
     def prepare_for_checkpoint(self, state: dict[str, Any], *, has_weights: bool) -> None:
-        """Make the model ready for a checkpoint's state dict.
-
-        Args:
-            state: Extra state of the image tower in the checkpoint.
-            has_weights: Whether the checkpoint holds the image tower. If not, it is loaded from its source.
+        """Make the model ready for a checkpoint's state dict, as :class:`BankedCLIP` does.
 
         Raises:
             BackboneError: If the CLIP cannot be loaded.
-            ValueError: If the source holds a CLIP other than the one the checkpoint was made with.
+            ValueError: If the source holds a CLIP other than the one the checkpoint was made with, or the tiles are not
+                square.
         """
-        self.image_tower.prepare_for_checkpoint(state, has_weights=has_weights)
+        super().prepare_for_checkpoint(state, has_weights=has_weights)
         self._check_tiles()
-
-    def build_text_bank(self, class_name: str, domain: str = "auto") -> bool:
-        """Build the text bank of a class on the model's device, unless the model has it already.
-
-        Args:
-            class_name: What the images show, as the dataset spells it.
-            domain: Wording of the prompts. Default: ``auto``, by class name.
-
-        Returns:
-            Whether a bank was built.
-
-        Raises:
-            BackboneError: If the CLIP cannot be loaded.
-            ValueError: If the class name or the domain is invalid.
-        """
-        return bool(self.build_text_banks([class_name], domain))
-
-    def build_text_banks(self, class_names: Sequence[str], domain: str = "auto") -> list[str]:
-        """Build the text banks of several classes, except those that the model has already.
-
-        Afterwards, the model has the banks of these classes and no others; a class's index is its position here.
-
-        Args:
-            class_names: What images show, as the dataset spells it; at least one class.
-            domain: Wording of the prompts. Default: ``auto``, by class name.
-
-        Returns:
-            The classes whose banks were built.
-
-        Raises:
-            BackboneError: If the CLIP cannot be loaded.
-            ValueError: If there is no class, or a class name or the domain is invalid.
-        """
-        if isinstance(class_names, str) or not class_names:
-            msg = f"class_names is {class_names!r}, but must be a list of at least one class; use e.g. ['bottle']"
-            raise ValueError(msg)
-        for class_name in class_names:
-            check_class_name(class_name)
-        names = list(dict.fromkeys(class_names))
-        banks = {bank.class_name: bank for bank in self.text_banks}
-        missing = [name for name in names if name not in banks or not banks[name].is_for(name, domain, self.prompts)]
-        if missing:
-            built = self._make_text_banks(missing, domain)
-            self.text_banks.replace([built.get(name) or banks[name] for name in names])
-        else:
-            self.text_banks.replace([banks[name] for name in names])
-            self.image_tower.load()
-        return missing
-
-    def _make_text_banks(self, class_names: list[str], domain: str) -> dict[str, TextBank]:
-        """Return the text banks of classes, from the cache or built; the image tower is loaded, too."""
-        banks = self._cached_text_banks(class_names, domain)
-        missing = [class_name for class_name in class_names if class_name not in banks]
-        if not missing:
-            self.image_tower.load()
-            return banks
-        self.load()
-        tower = self._text_tower.get().to(self.image_tower.device)
-        built = build_text_banks(tower, missing, domain, self.prompts)
-        if self.cache:
-            TextBankCache().store(self._weights(), self.source[0], tower, built)
-        self._text_tower.release()
-        return banks | dict(zip(missing, built, strict=True))
-
-    def _cached_text_banks(self, class_names: list[str], domain: str) -> dict[str, TextBank]:
-        # A tower in memory may be another than that of the source.
-        if not self.cache or self._text_tower.is_loaded:
-            return {}
-        cache = TextBankCache()
-        fingerprint = cache.recall(self._weights(), self.source[0])
-        return cache.find(fingerprint, class_names, domain, self.prompts, self.image_tower.device)
-
-    def _weights(self) -> Path:
-        return find_weights(*check_source(*self.source))
 
     def build_reference_bank(
         self, images: Sequence[Tensor], class_name: str | None = None, source: str | None = None
@@ -605,11 +478,3 @@ def check_images(images: Tensor) -> None:
     if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
         msg = f"images have the shape {tuple(images.shape)}, but must have (batch, 3, height, width)"
         raise ValueError(msg)
-
-
-def _text_tower_of(loaded: Backbone) -> TextTower:
-    return TextTower(loaded.clip, cast("Tokenizer", loaded.tokenizer))
-
-
-def _load_text_tower(backbone: str, pretrained: str | None) -> TextTower:
-    return _text_tower_of(load_backbone(backbone, pretrained, image=False))

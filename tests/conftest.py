@@ -99,7 +99,7 @@ def replace_loading(monkeypatch):
     """Return a function that makes models call another function instead of ``load_backbone``."""
 
     def replace(load) -> None:
-        for module in ("torch_model", "vision.image_tower"):
+        for module in ("banked_clip", "vision.image_tower"):
             monkeypatch.setattr(f"anovl_plugin.{module}.load_backbone", load)
 
     return replace

@@ -59,6 +59,11 @@ class ImageTower(nn.Module):
         return self._placement.device
 
     @property
+    def has_spec(self) -> bool:
+        """Whether architecture, size and normalization are known."""
+        return self._spec is not None
+
+    @property
     def is_loaded(self) -> bool:
         """Whether the tower is in memory."""
         return self.visual is not None

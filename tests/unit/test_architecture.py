@@ -19,6 +19,7 @@ FLOORS = {
     "registration.py": 6,
     "lightning_model.py": 5,
     "components/": 4,
+    "banked_clip.py": 3,
     "torch_model.py": 3,
     "scoring/": 2,
     "vision/": 1,
