@@ -272,11 +272,10 @@ class AnoVL(ReferencesMixin, ClassesMixin, TextBankExportMixin, CheckpointMixin,
             _check_values(batch)
         if not (self.model.text_banks.is_built and self.model.is_loaded and self.has_references):
             self.build_text_bank()
-        if class_index is None:
-            class_index = self.only_class_index(batch)
-        predictions = self.model(self.pre_processor(batch) if self.pre_processor else batch, class_index)
+        index = self.only_class_index() if class_index is None else class_index
+        predictions = self.model(self.pre_processor(batch) if self.pre_processor else batch, index)
         if isinstance(self.post_processor, ZeroShotPostProcessor):
-            return self.post_processor(predictions, class_index)
+            return self.post_processor(predictions, index)
         return self.post_processor(predictions) if self.post_processor else predictions
 
     def load(self) -> None:

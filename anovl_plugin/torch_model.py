@@ -66,7 +66,8 @@ class ScoredImages(NamedTuple):
 
     Attributes:
         scores: Image scores (B,) and anomaly maps (B, 1, H, W), as :meth:`AnoVLModel.forward` returns them.
-        matches: The match of each image; ``None`` if the prompts of its class have no words for defects.
+        matches: The match of each image; ``None`` if the prompts of its class have no words for defects, or words that
+            the CLIP does not tell apart.
     """
 
     scores: InferenceBatch
@@ -244,14 +245,14 @@ class AnoVLModel(BankedCLIP):
             margins.append(self.score(self.adapt(tokens.patch_tokens, text_bank), text_bank.state_embeddings).flatten())
         return _EncodedReference([torch.cat(each) for each in zip(*parts, strict=True)], torch.cat(margins))
 
-    def forward(self, images: Tensor, class_index: Tensor | None = None) -> InferenceBatch:
+    def forward(self, images: Tensor, class_index: Tensor | int | None = None) -> InferenceBatch:
         """Score images.
 
         Args:
             images: Resized to :attr:`image_size` and normalized with :attr:`mean` and :attr:`std`, shape (B, 3, H, W).
                 With tiles, of any size at least as large.
-            class_index: Which of the :attr:`text_banks` each image is compared with, int64, shape (B,). Default:
-                none, if there is one class.
+            class_index: Which of the :attr:`text_banks` each image is compared with, int64, shape (B,), or a number for
+                all. Default: none, if there is one class.
 
         Returns:
             ``pred_score`` (B,) and ``anomaly_map`` (B, 1, H, W), float32 probabilities in (0, 1); 0.5 is where
@@ -267,7 +268,7 @@ class AnoVLModel(BankedCLIP):
         """
         return self._predict(images, class_index)[0]
 
-    def predict(self, images: Tensor, class_index: Tensor | None = None) -> ScoredImages:
+    def predict(self, images: Tensor, class_index: Tensor | int | None = None) -> ScoredImages:
         """Score images as :meth:`forward` does, and compare their patches with the words for defects of their class.
 
         Patch tokens are compared as they are without adaptation, which is made for two states.
@@ -289,7 +290,7 @@ class AnoVLModel(BankedCLIP):
                 matches[row] = match
         return ScoredImages(scores, matches)
 
-    def _predict(self, images: Tensor, class_index: Tensor | None) -> tuple[InferenceBatch, list[_OfClass]]:
+    def _predict(self, images: Tensor, class_index: Tensor | int | None) -> tuple[InferenceBatch, list[_OfClass]]:
         check_images(images)
         self._check_ready()
         self._check_reference_banks()
@@ -304,7 +305,8 @@ class AnoVLModel(BankedCLIP):
     def _match_defects(
         self, bank: TextBank, patch_tokens: Tensor, size: tuple[int, int]
     ) -> Sequence[DefectMatch | None]:
-        if not bank.defect_words:
+        # Among words that the CLIP cannot tell apart, a share would be a guess.
+        if not bank.defect_words or bank.indistinct_words():
             return [None] * len(patch_tokens)
         grid_size, tile = self.image_tower.visual.grid_size, self.image_size[0] if self.tiles_per_side else None
         temperature = cast("float", self.image_tower.temperature)
@@ -312,9 +314,13 @@ class AnoVLModel(BankedCLIP):
             cosines = defect_cosines(patch_tokens, bank.defect_embeddings).cpu()
         return [DefectMatch(bank.defect_words, each, size, grid_size, tile, temperature) for each in cosines]
 
-    def _margins(self, images: Tensor, class_index: Tensor | None) -> tuple[Tensor, Tensor, list[_OfClass]]:
+    def _margins(self, images: Tensor, class_index: Tensor | int | None) -> tuple[Tensor, Tensor, list[_OfClass]]:
         """Return the margins of images (B,), their maps of margins (B, 1, H, W), and their tokens by class."""
         bank = self.text_bank
+        if isinstance(class_index, int):
+            bank = self.text_banks.at(class_index)
+            score, anomaly_map, tokens = self._margins_of_class(images, bank, bank.state_embeddings)
+            return score, anomaly_map, [_OfClass(bank, None, tokens)]
         if len(self.text_banks) > 1 and class_index is not None and is_exporting():
             # The graph takes any indices, so it cannot divide the batch by them.
             states = self.text_banks.state_embeddings[class_index]

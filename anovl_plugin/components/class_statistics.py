@@ -88,16 +88,16 @@ class ClassStatistics(DynamicBufferMixin):
             getattr(self, f"{kind}_max").copy_(high.masked_fill(low > high, torch.nan))
         self._thresholds, self._ranges = {}, {}
 
-    def of(self, name: str, class_index: Tensor, common: Tensor) -> Tensor:
+    def of(self, name: str, class_index: Tensor | int, common: Tensor) -> Tensor:
         """Return a statistic of each image's class, or the common one where it is unknown.
 
         Args:
             name: Name of the buffer.
-            class_index: Index of each image's class, shape (B,).
+            class_index: Index of each image's class, shape (B,), or of that of all.
             common: The statistic over all classes, a scalar.
 
         Returns:
-            Shape (B,).
+            Shape (B,), or a scalar for all.
         """
         own = getattr(self, name)[class_index]
         return torch.where(own.isnan(), common, own)

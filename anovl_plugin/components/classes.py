@@ -2,6 +2,7 @@
 
 import os.path
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,41 +64,32 @@ def parse_class_name(value: Any) -> str | dict[str, str] | None:
     return dict(value)
 
 
-def by_mapping(folders: Mapping[str, str]) -> ImageClasses:
-    """Return the classes of a mapping: an image's is that of the nearest folder above it that the mapping names."""
+def by_mapping(folders: Mapping[str, str], origin: str = "the class_name mapping") -> ImageClasses:
+    """Return the classes of a mapping: an image's is that of the nearest folder above it that the mapping names.
 
-    def of_path(path: str) -> str:
-        for folder in Path(path).absolute().parents:
-            if folder.name in folders:
-                return folders[folder.name]
-        msg = f"{path} is in none of the folders that class_name maps to classes: {', '.join(map(shown, folders))}"
-        raise ValueError(msg)
-
-    return ImageClasses(tuple(dict.fromkeys(folders.values())), "the class_name mapping", of_path)
+    Args:
+        folders: Class by name of a folder.
+        origin: Where the names come from, for messages. Default: ``the class_name mapping``.
+    """
+    return ImageClasses(tuple(dict.fromkeys(folders.values())), origin, partial(_mapped_class, dict(folders)))
 
 
 def by_category(categories: Mapping[str, str]) -> ImageClasses:
     """Return the classes of a data module that knows the category of each image, by its path."""
-
-    def of_path(path: str) -> str:
-        if path not in categories:
-            msg = f"{path} belongs to none of the data module's categories; set class_name to a mapping from folders"
-            raise ValueError(msg)
-        return categories[path]
-
-    return ImageClasses(tuple(dict.fromkeys(categories.values())), "the data module's categories", of_path)
+    names = tuple(dict.fromkeys(categories.values()))
+    return ImageClasses(names, "the data module's categories", partial(_category, dict(categories)))
 
 
 def by_folder(paths: Sequence[str], root: Path | str | None = None) -> ImageClasses:
-    """Return the classes of images by folder: the first below the root, or the root if images lie directly in it.
+    """Return the classes of images by folder: the first below the root, or the root if all lie directly in it.
 
     Args:
         paths: Paths of all images of the run.
         root: Folder of the data. Default: the lowest folder that all images are below.
 
     Raises:
-        ValueError: If there are no images, an image is not below the root, or a folder is named for a label or a split,
-            such as ``good`` or ``test``, and not for a product.
+        ValueError: If there are no images, an image is not below the root, or beside the folders of others, or a folder
+            is named for a label or a split, such as ``good`` or ``test``, and not for a product.
     """
     if not paths:
         msg = (
@@ -106,27 +98,46 @@ def by_folder(paths: Sequence[str], root: Path | str | None = None) -> ImageClas
         raise ValueError(msg)
     absolute = [Path(path).absolute() for path in paths]
     top = Path(root).absolute() if root else Path(os.path.commonpath([path.parent for path in absolute]))
-
-    def of_path(path: str) -> str:
-        own = Path(path).absolute()
-        if top not in own.parents:
-            msg = f"{path} is not below {top}, so its folder does not tell its class; set class_name to a mapping"
-            raise ValueError(msg)
-        folders = own.relative_to(top).parts[:-1]
-        name = folders[0] if folders else top.name
-        if name.lower() in _NOT_PRODUCTS:
-            msg = (
-                f"class_name is 'from_folder', but the folder of {path} below {top} is {shown(name)}, which is not a "
-                "product; set class_name to a class, or to a mapping from folder names to classes"
-            )
-            raise ValueError(msg)
-        return name
-
+    of_path = partial(_folder_class, top, all(path.parent == top for path in absolute))
     return ImageClasses(tuple(sorted({of_path(path) for path in paths})), "the folders", of_path)
 
 
+def _mapped_class(folders: dict[str, str], path: str) -> str:
+    for folder in Path(path).absolute().parents:
+        if folder.name in folders:
+            return folders[folder.name]
+    msg = f"{path} is in none of the folders that class_name maps to classes: {', '.join(map(shown, folders))}"
+    raise ValueError(msg)
+
+
+def _category(categories: dict[str, str], path: str) -> str:
+    if path not in categories:
+        msg = f"{path} belongs to none of the data module's categories; set class_name to a mapping from folders"
+        raise ValueError(msg)
+    return categories[path]
+
+
+def _folder_class(top: Path, is_flat: bool, path: str) -> str:
+    own = Path(path).absolute()
+    if top not in own.parents:
+        msg = f"{path} is not below {top}, so its folder does not tell its class; set class_name to a mapping"
+        raise ValueError(msg)
+    folders = own.relative_to(top).parts[:-1]
+    if not folders and not is_flat:
+        msg = f"{path} lies beside the folders of other images, so no folder tells its class; move it into one"
+        raise ValueError(msg)
+    name = folders[0] if folders else top.name
+    if name.lower() in _NOT_PRODUCTS:
+        msg = (
+            f"class_name is 'from_folder', but the folder of {path} below {top} is {shown(name)}, which is not a "
+            "product; set class_name to a class, or to a mapping from folder names to classes"
+        )
+        raise ValueError(msg)
+    return name
+
+
 def image_paths(trainer: Trainer) -> list[str]:
-    """Return the paths of all images of the current evaluation, as far as the datasets tell them.
+    """Return the paths of all images of the current evaluation.
 
     Raises:
         ValueError: If a dataset does not tell the paths of its images.

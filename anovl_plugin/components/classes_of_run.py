@@ -24,6 +24,8 @@ from anovl_plugin.hosts.lightning import attached_trainer
 
 logger = logging.getLogger(__name__)
 
+_BANKS = "the text bank that the model had"
+
 
 class ClassesMixin(CheckpointMixin):
     """Finds the classes of a run, has their text banks built, and tells the class of each image."""
@@ -42,6 +44,7 @@ class ClassesMixin(CheckpointMixin):
         """
         before = self.model.text_banks.class_names
         self._classes = classes = self._find_classes()
+        self._check_paths(classes)
         unknown = [name for name in classes.names if name not in self.checkpoint_classes]
         if len(self.checkpoint_classes) > 1 and unknown:
             known = ", ".join(map(shown, self.checkpoint_classes))
@@ -66,28 +69,25 @@ class ClassesMixin(CheckpointMixin):
             ValueError: If the class of an image cannot be told.
         """
         classes = self._classes
-        if len(self.model.text_banks) == 1 or classes is None:
+        if classes is None:
             return None
         if classes.of_path is None:
-            return self.only_class_index(cast("Tensor", batch.image))
+            only = self.only_class_index()
+            images = cast("Tensor", batch.image)
+            return None if only is None else torch.full((len(images),), only, device=images.device)
         paths = getattr(batch, "image_path", None)
         if not paths:
             msg = f"the images have no paths, but their class comes from {classes.origin}; set class_name to one class"
             raise ValueError(msg)
-        names = [classes.of_path(str(path)) for path in paths]
-        return self.model.text_banks.index(names).to(cast("Tensor", batch.image).device)
+        index = self.model.text_banks.index([classes.of_path(str(path)) for path in paths])
+        return None if len(self.model.text_banks) == 1 else index.to(cast("Tensor", batch.image).device)
 
-    def only_class_index(self, images: Tensor) -> Tensor | None:
-        """Return the index of the run's only class for each image (B,); ``None`` if the model or the run has several.
-
-        Args:
-            images: Images (B, ...).
-        """
+    def only_class_index(self) -> int | None:
+        """Return the index of the run's only class; ``None`` if the model has one class, or the run several."""
         classes = self._classes
         if len(self.model.text_banks) == 1 or classes is None or classes.of_path is not None:
             return None
-        index = self.model.text_banks.class_names.index(classes.names[0])
-        return torch.full((len(images),), index, device=images.device)
+        return self.model.text_banks.class_names.index(classes.names[0])
 
     def classes_to_choose_from(self) -> tuple[str, ...]:
         """Return the classes of the model if each image's must be told, in the order of their indices; else none."""
@@ -113,27 +113,44 @@ class ClassesMixin(CheckpointMixin):
             return by_category(several)
         if self.categories:
             return ImageClasses(self.categories, "the data module's category")
+        if class_name == FROM_FOLDER:
+            return self._find_folders()
+        return self._classes_of_banks()
+
+    def _classes_of_banks(self) -> ImageClasses:
+        """Return the classes of the text banks of a checkpoint or an earlier run, else the fallback."""
         has: tuple[str, ...] = self.checkpoint_classes
         if self.datamodule is None:
             has = self.model.text_banks.class_names
-        if class_name == FROM_FOLDER:
-            return self._find_folders()
-        if len(has) > 1:
-            msg = (
-                f"the model has text banks of {', '.join(map(shown, has))}, and nothing says which the images show; "
-                "set class_name to one of them, to a mapping from folder names to classes, or to 'from_folder'"
-            )
-            raise ValueError(msg)
-        return (
-            ImageClasses(has, "the text bank that the model had") if has else ImageClasses((FALLBACK,), "the fallback")
+        if len(has) < 2:
+            return ImageClasses(has, _BANKS) if has else ImageClasses((FALLBACK,), "the fallback")
+        if not self._is_running:
+            # Whoever calls the model, or the exported graph, says which class each image shows.
+            return by_mapping({name: name for name in has}, _BANKS)
+        msg = (
+            f"the model has text banks of {', '.join(map(shown, has))}, and nothing says which the images show; "
+            "set class_name to one of them, to a mapping from folder names to classes, or to 'from_folder'"
         )
+        raise ValueError(msg)
+
+    @property
+    def _is_running(self) -> bool:
+        trainer = attached_trainer(self)
+        return trainer is not None and (trainer.evaluating or trainer.predicting or trainer.training)
+
+    def _check_paths(self, classes: ImageClasses) -> None:
+        """Raise an error before the first batch if the class of an image cannot be told."""
+        trainer = attached_trainer(self)
+        if isinstance(self.settings["class_name"], dict) and trainer is not None and self._is_running:
+            for path in image_paths(trainer):
+                cast("Any", classes.of_path)(path)
 
     def _find_folders(self) -> ImageClasses:
         trainer = attached_trainer(self)
-        if trainer is None or not (trainer.evaluating or trainer.predicting):
+        if trainer is None or not self._is_running:
             known = self.model.text_banks.class_names
             if known:
-                return by_mapping({name: name for name in known})
+                return by_mapping({name: name for name in known}, _BANKS)
             msg = (
                 "class_name is 'from_folder', but there is no run whose images tell the classes; validate or test "
                 "first, or set class_name to a mapping from folder names to classes"

@@ -133,13 +133,14 @@ class ZeroShotPostProcessor(PostProcessor):
         super().on_validation_epoch_end(trainer, pl_module)
         self.class_statistics.compute()
 
-    def forward(self, predictions: InferenceBatch, class_index: Tensor | None = None) -> InferenceBatch:
+    def forward(self, predictions: InferenceBatch, class_index: Tensor | int | None = None) -> InferenceBatch:
         """Normalize scores and label them, as far as that is enabled.
 
         Args:
             predictions: Image scores (B,) and anomaly maps (B, 1, H, W) in [0, 1]. Either may be missing; without image
                 scores, the highest pixel of each map is used.
-            class_index: Index of each image's class, shape (B,). Default: none; all images have common thresholds.
+            class_index: Index of each image's class, shape (B,), or of that of all. Default: none; all images have
+                common thresholds.
 
         Returns:
             Scores and maps, with labels (B,) and masks (B, 1, H, W).
@@ -237,14 +238,15 @@ class ZeroShotPostProcessor(PostProcessor):
         return own.nan_to_num(nan=DEFAULT_THRESHOLD)
 
     def normalize_scores(
-        self, kind: Literal["image", "pixel"], scores: Tensor | None, class_index: Tensor | None = None
+        self, kind: Literal["image", "pixel"], scores: Tensor | None, class_index: Tensor | int | None = None
     ) -> Tensor | None:
         """Return scores normalized by the threshold and range of each image's class.
 
         Args:
             kind: Whether the scores are those of images or of pixels.
             scores: Scores in [0, 1] of shape (B, ...), or ``None``.
-            class_index: Index of each image's class, shape (B,). Default: none, by those of all images together.
+            class_index: Index of each image's class, shape (B,), or of that of all. Default: none, by those of all
+                images together.
 
         Returns:
             Scores in [0, 1], of the same shape; ``None`` for ``None``.
@@ -256,7 +258,7 @@ class ZeroShotPostProcessor(PostProcessor):
         shape = [-1, *[1] * (scores.ndim - 1)]
         return normalize(scores, *(value if value.ndim == 0 else value.view(shape) for value in statistics))
 
-    def _of_classes(self, name: str, class_index: Tensor | None) -> Tensor:
+    def _of_classes(self, name: str, class_index: Tensor | int | None) -> Tensor:
         """Return a statistic of each image's class (B,), or a scalar if there are no classes to tell apart."""
         common = getattr(self, name)
         is_fixed = name.endswith("_threshold") and getattr(self, f"fixed_{name}") is not None

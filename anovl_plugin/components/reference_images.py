@@ -18,6 +18,9 @@ from anovl_plugin.hosts.anomalib import is_image_file
 
 SEED = 0
 MAX_SHOTS = 100_000
+# Names of folders that hold no pictures of good parts.
+_MASKS = {"ground_truth", "mask", "masks"}
+_ABNORMAL = {"test", "bad", "ng", "nok", "abnormal", "anomaly", "anomalous", "defect", "defects", "defective"}
 
 
 class ReferenceImageError(ValueError):
@@ -55,11 +58,16 @@ def check_source_path(few_shot_source: object) -> str | None:
     return str(few_shot_source)
 
 
-def files_in_folder(folder: str | Path) -> list[Path]:
+def files_in_folder(folder: str | Path, *, may_be_abnormal: bool = False) -> list[Path]:
     """Return the image files in a folder and the folders in it, sorted; or the file itself, if it is one.
 
+    Args:
+        folder: The folder.
+        may_be_abnormal: Whether images may have defects. Default: no.
+
     Raises:
-        ReferenceImageError: If there is no such folder, or no image in it.
+        ReferenceImageError: If there is no such folder, no image in it, or a folder in it that is named for masks or,
+            unless images may have them, for defects or tests.
     """
     path = Path(folder)
     try:
@@ -67,6 +75,15 @@ def files_in_folder(folder: str | Path) -> list[Path]:
         exists = path.is_dir()
     except OSError:
         files, exists = [], False
+    excluded = _MASKS if may_be_abnormal else _MASKS | _ABNORMAL
+    for file in files:
+        wrong = next((part for part in file.relative_to(path).parts[:-1] if part.lower() in excluded), None)
+        if wrong is not None:
+            msg = (
+                f"few_shot_source is {shown(str(folder))}, in which a folder is named {shown(wrong)}, as if it held no "
+                "good parts; give the folder of the good images alone"
+            )
+            raise ReferenceImageError(msg)
     if files:
         return files
     problem = "which holds no image" if exists else "but there is no such folder"

@@ -9,6 +9,7 @@ from torch import nn
 from anovl_plugin.components.classes_of_run import ClassesMixin
 from anovl_plugin.components.post_processor import ZeroShotPostProcessor
 from anovl_plugin.components.reference_images import (
+    ReferenceImageError,
     check_k_shot,
     check_source_path,
     choose,
@@ -34,21 +35,14 @@ def parse_few_shot(k_shot: object, few_shot_source: object, references: object) 
 
     Raises:
         TypeError: If one has the wrong type.
-        ValueError: If one is invalid, or there are ``references`` but no reference images.
+        ValueError: If one is invalid.
     """
     part = parse_references(to_builtin(references), allow_import=not is_loading_checkpoint())
-    settings = {
+    return {
         "references": to_config(part),
         "k_shot": check_k_shot(k_shot),
         "few_shot_source": check_source_path(few_shot_source),
     }
-    if part is not None and not (settings["k_shot"] or settings["few_shot_source"]):
-        msg = (
-            f"references is {type(part).__name__}, but there are no reference images; set k_shot, to take them from "
-            "training data, or few_shot_source"
-        )
-        raise ValueError(msg)
-    return settings
 
 
 class ReferencesMixin(ClassesMixin):
@@ -109,13 +103,21 @@ class ReferencesMixin(ClassesMixin):
 
     def _find_references(self, class_name: str) -> tuple[list[Path], str]:
         folder, k_shot = self.settings["few_shot_source"], self.settings["k_shot"]
-        several = len(self.model.text_banks) > 1
-        if folder is not None:
-            # A folder of the class's name is in the folder if there are several classes.
-            folder = str(Path(folder) / class_name) if several else folder
-            return choose(files_in_folder(folder), k_shot, shown(folder)), shown(folder)
-        files = training_files(self.datamodule)
         of_path = None if self._classes is None else self._classes.of_path
+        several = len(self.model.text_banks) > 1 or of_path is not None
+        if folder is not None:
+            # If images may show several classes, each has a folder of its name, whichever classes this run shows.
+            folder = str(Path(folder) / class_name) if several else folder
+            may_be_abnormal = getattr(self.model.references, "unlabelled", False)
+            files = files_in_folder(folder, may_be_abnormal=may_be_abnormal)
+            return choose(files, k_shot, shown(folder)), shown(folder)
+        if not k_shot:
+            msg = (
+                f"references is {type(self.model.references).__name__}, but there are no reference images; set k_shot, "
+                "to take them from training data, or few_shot_source"
+            )
+            raise ReferenceImageError(msg)
+        files = training_files(self.datamodule)
         if of_path is not None:
             files = [path for path in files if of_path(str(path)) == class_name]
         origin = f"the training data of class {shown(class_name)}" if several else "the training data"

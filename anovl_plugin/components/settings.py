@@ -191,6 +191,13 @@ def reconcile(
         elif name == "class_name" and len(saved.banks) > 1 and is_among(given[name], saved.class_names):
             # The checkpoint knows them all; this says which image shows which.
             merged[name] = given[name]
+        elif name == "class_name" and len(saved.banks) > 1:
+            known = ", ".join(map(shown, saved.class_names))
+            msg = (
+                f"class_name is {_brief(given[name])}, but the checkpoint holds {known}; "
+                "set it to one of them, to a mapping from folder names to them, or to 'from_folder'"
+            )
+            raise CheckpointError(msg)
         else:
             raise _contradiction(name, given[name], in_effect[name])
     if merged["backbone"] != saved.settings["backbone"]:

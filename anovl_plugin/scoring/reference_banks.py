@@ -88,4 +88,6 @@ class ReferenceBanks(ResizableModuleList):
         found = [cast("ReferenceBank", self.find(name)).margins(references, tokens) for name in names]
         if class_index is None:
             return found[0]
-        return torch.stack(found, dim=1)[torch.arange(len(class_index), device=class_index.device), class_index]
+        # Gathered, so that the graph of an exported model takes any batch size.
+        of_classes = torch.stack(found, dim=1)
+        return of_classes.gather(1, class_index.view(-1, 1, 1).expand(-1, 1, of_classes.shape[2])).squeeze(1)

@@ -76,6 +76,18 @@ class TextBanks(ResizableModuleList):
                 raise ValueError(msg)
         return torch.tensor([known[class_name] for class_name in class_names], dtype=torch.long)
 
+    def at(self, class_index: int) -> TextBank:
+        """Return the bank of a class.
+
+        Raises:
+            ValueError: If the index is out of range.
+        """
+        if not 0 <= class_index < len(self):
+            names = ", ".join(map(shown, self.class_names))
+            msg = f"class_index is {class_index}, but must lie in 0 to {len(self) - 1}, the indices of {names}"
+            raise ValueError(msg)
+        return list(self)[class_index]
+
     def check_index(self, class_index: Tensor | None, images: Tensor) -> None:
         """Raise an error if indices do not say which class each image shows.
 

@@ -1,5 +1,6 @@
 """The class of each image: by mapping, category, or folder."""
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,19 @@ def test_folder_of_a_label_or_split_is_no_product(folder):
     said = rf"^class_name is 'from_folder', but the folder of {paths[0]} below /data/bottle is '{folder}', which is not"
     with pytest.raises(ValueError, match=said):
         by_folder(paths)
+
+
+def test_image_beside_the_folders_of_others_is_an_error():
+    with pytest.raises(ValueError, match=r"^/a/x.png lies beside the folders of other images, so no folder tells its"):
+        by_folder(["/a/x.png", "/a/nut/x.png"])
+
+
+@pytest.mark.parametrize(
+    "classes", [by_mapping({"a": "nut"}), by_category({"/a/x.png": "nut"}), by_folder(["/nut/x.png", "/bolt/x.png"])]
+)
+def test_classes_can_be_pickled(classes):
+    copied = pickle.loads(pickle.dumps(classes))  # noqa: S301, its own bytes
+    assert copied.names == classes.names
 
 
 def test_images_elsewhere_and_no_images_are_errors():
