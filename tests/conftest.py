@@ -1,6 +1,7 @@
 """Tiny CLIPs with random weights, loaded through the same path as real ones, models on them, and small datasets."""
 
 import os
+import shutil
 
 import hypothesis
 import pytest
@@ -30,10 +31,12 @@ def pytest_collection_modifyitems(config, items):
         missing["gpu"] = "needs a CUDA device"
     if not config.getoption("--network"):
         missing["network"] = "needs the hub; run with --network"
+    if not (shutil.which("chromedriver") and any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome")))):
+        missing["browser"] = "needs Chromium and its driver (apt-get install chromium chromium-driver)"
     for item in items:
         for name, reason in missing.items():
             if name in item.keywords:
-                # A GPU or the hub cannot be had everywhere; `pytest -rs` shows which is missing.
+                # A GPU, the hub or a browser cannot be had everywhere; `pytest -rs` shows which is missing.
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 

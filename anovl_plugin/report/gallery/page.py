@@ -34,6 +34,8 @@ PAGE = "gallery.html"
 # The longer sides in pixels, and WebP qualities.
 _THUMBNAIL, _THUMBNAIL_QUALITY = 144, 45
 _PICTURE, _PICTURE_QUALITY = 1600, 75
+# Bytes of the element that holds a picture, rounded up.
+_AROUND_PICTURE = 64
 _MOST_CLASSES = 50
 _HERE = Path(__file__).parent
 
@@ -74,10 +76,9 @@ def write_gallery(folder: str | Path, target: str | Path | None = None, megabyte
     target = folder / PAGE if target is None else Path(target)
     items = sorted(read_run(folder), key=first_shown)
     thumbnails = list(tqdm(_encode_thumbnails(items), "thumbnails", len(items), disable=None, leave=False))
-    room = round(megabytes * 1e6) - sum(map(len, thumbnails))
-    pictures = dict(_encode_pictures(items, room))
-    context = describe_page(folder, target, items) | {"thumbnails": thumbnails, "pictures": pictures}
-    data = render(context).encode("utf-8", "replace")
+    context = describe_page(folder, target, items) | {"thumbnails": thumbnails, "pictures": {}}
+    context["pictures"] = dict(_encode_pictures(items, round(megabytes * 1e6) - len(_to_bytes(context))))
+    data = _to_bytes(context)
     unfinished = target.with_name(f"{target.name}.part")
     unfinished.write_bytes(data)
     unfinished.replace(target)
@@ -198,6 +199,10 @@ def render(context: dict[str, Any]) -> str:
     return template.render(context, zip=zip, script=script, style=style, policy=policy)
 
 
+def _to_bytes(context: dict[str, Any]) -> bytes:
+    return render(context).encode("utf-8", "replace")
+
+
 def _hash(text: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
@@ -224,7 +229,7 @@ def _encode_pictures(items: list[Item], room: int) -> Iterator[tuple[int, str]]:
     with ThreadPoolExecutor(4) as pool:
         while room > 0 and (part := list(islice(rest, 16))):
             for (number, _), text in zip(part, pool.map(_encode_picture, [item for _, item in part]), strict=True):
-                room -= len(text)
+                room -= len(text) + _AROUND_PICTURE
                 if room < 0:
                     return
                 if text:
