@@ -1,12 +1,12 @@
 """Tiny CLIPs with random weights, loaded through the same path as real ones, models on them, and small datasets."""
 
 import os
-import shutil
 
 import hypothesis
 import pytest
 
 from tests.helpers.architectures import ARCHITECTURES
+from tests.helpers.chromium import CHROMIUM, DRIVER
 
 # How long an example takes depends on what else the machine is doing.
 hypothesis.settings.register_profile("tests", hypothesis.settings.default, deadline=None)
@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(config, items):
         missing["gpu"] = "needs a CUDA device"
     if not config.getoption("--network"):
         missing["network"] = "needs the hub; run with --network"
-    if not (shutil.which("chromedriver") and any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome")))):
+    if CHROMIUM is None or DRIVER is None:
         missing["browser"] = "needs Chromium and its driver (apt-get install chromium chromium-driver)"
     for item in items:
         for name, reason in missing.items():

@@ -5,6 +5,7 @@ import shlex
 import pytest
 
 from anovl_plugin.report.gallery import write_gallery
+from tests.helpers.browser import NARROW, Page, open_browser
 from tests.helpers.commands import run
 from tests.helpers.gallery_runs import mixed_test, predict, write_run
 
@@ -14,80 +15,11 @@ MISTAKES_FIRST = [
 ]  # fmt: skip
 
 
-class Page:
-    """A gallery on the screen.
-
-    Args:
-        browser: Browser to show it in.
-        path: The page.
-        size: Width and height of the screen in pixels.
-    """
-
-    def __init__(self, browser, path, size=None):
-        from tests.helpers.browser import WIDE, resize
-
-        self.browser = browser
-        resize(browser, size or WIDE)
-        browser.get_log("browser")
-        browser.get(path.resolve().as_uri())
-
-    def all(self, selector):
-        from selenium.webdriver.common.by import By
-
-        return self.browser.find_elements(By.CSS_SELECTOR, selector)
-
-    def one(self, selector):
-        (element,) = self.all(selector)
-        return element
-
-    def choose(self, name, text):
-        from selenium.webdriver.support.ui import Select
-
-        Select(self.one(f"#{name}")).select_by_visible_text(text)
-
-    def press(self, *names):
-        from selenium.webdriver import ActionChains, Keys
-
-        for name in names:
-            ActionChains(self.browser).send_keys(getattr(Keys, name, name)).perform()
-
-    def wait(self, condition):
-        from selenium.webdriver.support.ui import WebDriverWait
-
-        return WebDriverWait(self.browser, 20).until(lambda _: condition())
-
-    @property
-    def names(self):
-        return [element.text for element in self.all(".card .name")]
-
-    @property
-    def status(self):
-        return self.one("#status").text
-
-    @property
-    def focused(self):
-        return self.browser.switch_to.active_element
-
-    @property
-    def open_name(self):
-        return self.one("#viewer-name").text
-
-    def picture_width(self):
-        """Wait for the picture that is open, and return the width of its file in pixels."""
-        script = "const p = document.getElementById('picture'); return p.complete ? p.naturalWidth : 0"
-        return self.wait(lambda: self.browser.execute_script(script))
-
-    def complaints(self):
-        return [entry["message"] for entry in self.browser.get_log("browser")]
-
-
 pytestmark = pytest.mark.browser
 
 
 @pytest.fixture(scope="module")
 def browser():
-    from tests.helpers.browser import open_browser
-
     with open_browser() as browser:
         yield browser
 
@@ -248,8 +180,6 @@ def test_everything_works_by_keyboard(page):
 
 
 def test_arrows_move_by_lines(browser, mixed):
-    from tests.helpers.browser import NARROW
-
     page = Page(browser, mixed, NARROW)
     page.browser.execute_script("document.querySelector('.card').focus()")
     page.press("ARROW_DOWN")
@@ -260,8 +190,6 @@ def test_arrows_move_by_lines(browser, mixed):
 
 
 def test_fits_a_small_screen(browser, mixed):
-    from tests.helpers.browser import NARROW
-
     page = Page(browser, mixed, NARROW)
     overflow = "return [document.documentElement.scrollWidth, window.innerWidth]"
     assert page.browser.execute_script(overflow) == [360, 360]
@@ -335,9 +263,8 @@ def test_many_images_are_drawn_as_they_come_into_view(browser, tmp_path):
 
 def test_real_run_opens(browser, tmp_path):
     data = "--data anovl_plugin.demo.DemoSurfaces"
-    done = run(
-        shlex.split(f"anomalib test --model AnoVL --model.backbone anovl-demo --model.domain texture {data}"), tmp_path
-    )
+    model = "--model AnoVL --model.backbone anovl-demo --model.domain texture"
+    done = run(shlex.split(f"anomalib test {model} {data}"), tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     (folder,) = (tmp_path / "results").rglob("v0")
     done = run(shlex.split(f"python -m anovl_plugin.report gallery {folder}"), tmp_path)

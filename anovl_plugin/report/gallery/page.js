@@ -171,8 +171,9 @@
     update();
   };
 
-  sort.addEventListener("change", update);
-  controls.forEach((control) => control.addEventListener("input", update));
+  [sort, ...controls].forEach((control) => {
+    control.addEventListener(control.type === "search" ? "input" : "change", update);
+  });
   byId("filters").addEventListener("submit", (event) => event.preventDefault());
   byId("reset").addEventListener("click", (event) => choose(event.currentTarget));
   document.querySelectorAll(".count").forEach((button) => button.addEventListener("click", () => choose(button)));

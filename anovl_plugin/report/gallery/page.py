@@ -82,7 +82,7 @@ def write_gallery(folder: str | Path, target: str | Path | None = None, megabyte
     unfinished = target.with_name(f"{target.name}.part")
     unfinished.write_bytes(data)
     unfinished.replace(target)
-    return Written(target, len(data), len(items), thumbnails.count(""), len(pictures))
+    return Written(target, len(data), len(items), thumbnails.count(""), len(context["pictures"]))
 
 
 def describe_page(folder: Path, target: Path, items: list[Item]) -> dict[str, Any]:
