@@ -1,10 +1,12 @@
 """Takes the screenshots of docs/gallery.md: ``python -m tests.helpers.gallery_screenshots``.
 
-Tests the demo's four materials with a threshold that none of them has asked for, so that there are mistakes, and shows
-the gallery of this run at two widths.
+The run is a test of the demo's four materials, with a fixed threshold so that there are mistakes to show.
 """
 
+import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from anomalib.engine import Engine
@@ -16,3 +18,44 @@ from tests.helpers.browser import NARROW, WIDE, Page, open_browser, take_screens
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 MATERIALS = ["brick", "grass", "gravel", "wood"]
+THRESHOLD = 0.41
+
+
+def run_materials(root: Path) -> Path:
+    """Test the demo's model on all materials, and return the folder of the run, which is below a root."""
+    model = AnoVL("anovl-demo", domain="texture", post_processor=ZeroShotPostProcessor(image_threshold=THRESHOLD))
+    data = MultiCategory(DemoSurfaces("surfaces"), MATERIALS)
+    Engine(accelerator="cpu", devices=1, default_root_dir=root, logger=False).test(model, datamodule=data)
+    (table,) = root.rglob("v0/predictions.csv")
+    return table.parent
+
+
+def take_screenshots(gallery: Path, folder: Path) -> None:
+    """Write the gallery and an image that is open, on a wide and on a narrow screen."""
+    with open_browser() as browser:
+        for name, size in (("wide", WIDE), ("narrow", NARROW)):
+            page = Page(browser, gallery, size)
+            take_screenshot(browser, folder / f"gallery_{name}.jpg")
+            page.all(".card")[0].click()
+            page.picture_width()
+            take_screenshot(browser, folder / f"gallery_{name}_open.jpg")
+
+
+@contextmanager
+def chdir(folder: str) -> Iterator[None]:
+    """Work in a folder, so that no path of this machine is in the pictures."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as root, chdir(root):
+        take_screenshots(write_gallery(run_materials(Path("results"))).path, IMAGES)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,10 +1,18 @@
 """The gallery in a browser: what a person clicks and types, and what the page then says."""
 
+import base64
 import shlex
+from time import perf_counter
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from anovl_plugin.report.gallery import write_gallery
+from anovl_plugin.report.gallery.items import first_shown
+from anovl_plugin.report.gallery.page import describe_page, render
+from anovl_plugin.report.gallery.run_results import read_run
+from anovl_plugin.report.gallery.thumbnails import encode
 from tests.helpers.browser import NARROW, Page, open_browser
 from tests.helpers.commands import run
 from tests.helpers.gallery_runs import mixed_test, predict, write_run
@@ -259,6 +267,26 @@ def test_many_images_are_drawn_as_they_come_into_view(browser, tmp_path):
     # Without scrolling, as programs that read a page aloud do.
     page.browser.execute_script("document.getElementById('more').click()")
     assert page.wait(lambda: len(page.all(".card")) >= 240)
+
+
+def test_ten_thousand_results_open(browser, tmp_path):
+    predictions = [predict(f"x/{index:04}.png", index / 10000, "normal") for index in range(10000)]
+    run = write_run(tmp_path, predictions, with_images=False, with_pictures=False)
+    items = sorted(read_run(run), key=first_shown)
+    # About as large as those of photographs.
+    thumbnail = encode(Image.fromarray(np.random.default_rng(0).integers(0, 90, (48, 48, 3), np.uint8)), 45)
+    target = run / "gallery.html"
+    thumbnails = [base64.b64encode(thumbnail).decode()] * len(items)
+    context = describe_page(run, target, items) | {"thumbnails": thumbnails, "pictures": {}}
+    target.write_text(render(context), encoding="utf-8")
+    start = perf_counter()
+    page = Page(browser, target)
+    assert page.status == "10000 images"
+    # It takes half a second; this fails if all images are drawn at once, even on a slow machine.
+    assert perf_counter() - start < 10
+    assert len(page.all(".card")) < 500
+    page.one("#search").send_keys("777")
+    assert page.status == "20 of 10000 images"
 
 
 def test_real_run_opens(browser, tmp_path):

@@ -62,7 +62,12 @@
       add(card, "span", "no image", "none");
     }
     add(card, "span", [MARKS[row.outcome], describe(row)].filter((text) => text).join(" "), "verdict");
-    add(card, "span", row.name, "name");
+    const name = add(card, "span", "", "name");
+    // Lines end at folders where they can.
+    row.name.split("/").forEach((part, index) => {
+      if (index) name.append("/", document.createElement("wbr"));
+      name.append(part);
+    });
     return card;
   };
 

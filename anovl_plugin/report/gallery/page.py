@@ -99,7 +99,7 @@ def describe_page(folder: Path, target: Path, items: list[Item]) -> dict[str, An
     words = sorted({region.name for item in items for region in item.regions})
     return {
         "name": folder.resolve().name,
-        "title": ", ".join(classes[:3]) + (f" and {len(classes) - 3} more" if len(classes) > 3 else ""),
+        "title": ", ".join(classes if len(classes) < 5 else [*classes[:3], f"and {len(classes) - 3} more"]),
         "rows": [describe_item(item, target) for item in items],
         "classes": classes,
         "outcomes": list_outcomes(items),
