@@ -43,7 +43,7 @@ def take_screenshots(gallery: Path, folder: Path) -> None:
 
 @contextmanager
 def chdir(folder: str) -> Iterator[None]:
-    """Work in a folder, so that no path of this machine is in the pictures."""
+    """Work in a folder."""
     before = Path.cwd()
     os.chdir(folder)
     try:
@@ -54,7 +54,11 @@ def chdir(folder: str) -> Iterator[None]:
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as root, chdir(root):
-        take_screenshots(write_gallery(run_materials(Path("results"))).path, IMAGES)
+        run = run_materials(Path("results"))
+        table = run / "predictions.csv"
+        # Paths of images as they are if the data is given by a relative path.
+        table.write_text(table.read_text(encoding="utf-8").replace(f"{Path.cwd()}{os.sep}", ""), encoding="utf-8")
+        take_screenshots(write_gallery(run).path, IMAGES)
 
 
 if __name__ == "__main__":
