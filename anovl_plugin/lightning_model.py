@@ -19,13 +19,15 @@ from anovl_plugin.components.arguments import check_components
 from anovl_plugin.components.checkpoint import CheckpointMixin
 from anovl_plugin.components.classes import parse_class_name
 from anovl_plugin.components.classes_of_run import ClassesMixin
+from anovl_plugin.components.explanation import keep_matches
 from anovl_plugin.components.export import TextBankExportMixin
 from anovl_plugin.components.post_processor import ZeroShotPostProcessor
 from anovl_plugin.components.pre_processor import AntialiasedPreProcessor, default_transform
 from anovl_plugin.components.raw_maps import MapFormat, check_save_maps
+from anovl_plugin.components.references_of_run import ReferencesMixin, parse_few_shot
 from anovl_plugin.components.run_callbacks import run_callbacks
 from anovl_plugin.components.run_folder import RunFolder
-from anovl_plugin.components.settings import settings_of
+from anovl_plugin.components.settings import references_of, settings_of
 from anovl_plugin.components.unreadable import OnError, check_on_error
 from anovl_plugin.components.validated_results import ValidatedResults
 from anovl_plugin.components.visualizer import ResultVisualizer
@@ -33,14 +35,15 @@ from anovl_plugin.config import check_flag, is_loading_checkpoint
 from anovl_plugin.hosts.lightning import attached_trainer, is_preliminary, put_first
 from anovl_plugin.scoring.adaptation import Adaptation
 from anovl_plugin.scoring.image_score import ImageScore, ImageScoreName
-from anovl_plugin.torch_model import AnoVLModel, NonFiniteImageError, check_images
+from anovl_plugin.scoring.references import References
+from anovl_plugin.torch_model import AnoVLModel, NonFiniteImageError, ScoredImages, check_images
 from anovl_plugin.vision.backbone import DEFAULT_BACKBONE, DEFAULT_PRETRAINED
 
 # How far raw pixels may lie outside [0, 1], because resizing can overshoot.
 _PIXEL_TOLERANCE = 0.1
 
 
-class AnoVL(ClassesMixin, TextBankExportMixin, CheckpointMixin, AnomalibModule):
+class AnoVL(ReferencesMixin, ClassesMixin, TextBankExportMixin, CheckpointMixin, AnomalibModule):
     """AnoVL: zero-shot anomaly localization with vision-language models (arXiv 2308.15939).
 
     The constructor checks its arguments and loads nothing; the CLIP is loaded once, when it is first needed. With a
@@ -68,6 +71,14 @@ class AnoVL(ClassesMixin, TextBankExportMixin, CheckpointMixin, AnomalibModule):
             gets as many as it needs. Default: none, images of any shape are resized to one tile.
         adaptation: Test-time adaptation of each image's patch tokens, which changes its map: ``TextAdapter`` (the
             paper's for MVTec AD), ``LinearAdapter`` (for VisA), or the class path of your own. Default: none.
+        k_shot: Number of reference images of each class, 0 to 100000: normal images to compare with, from
+            ``few_shot_source`` or the data module's training data. Default: 0, zero-shot, or, with ``few_shot_source``,
+            all of its images.
+        few_shot_source: Folder of reference images; of several classes, one folder for each in it. Default: none, they
+            come from the training data.
+        references: How images are compared with the reference images: ``PatchMemory``, by the nearest patch,
+            ``PatchSubspace``, by what their patches span, or the class path of your own. Default: ``PatchMemory`` if
+            there are reference images.
         cache: Whether to keep text banks on disk, in the user's cache folder, where the next start finds them. Default:
             yes.
         save_backbone: Whether to keep CLIP's image tower in checkpoints, which then take hundreds of MB but need no
@@ -107,6 +118,9 @@ class AnoVL(ClassesMixin, TextBankExportMixin, CheckpointMixin, AnomalibModule):
         image_score: ImageScoreName | ImageScore = "global",
         tiles_per_side: int | None = None,
         adaptation: Adaptation | None = None,
+        k_shot: int = 0,
+        few_shot_source: str | Path | None = None,
+        references: References | None = None,
         cache: bool = True,
         save_backbone: bool = False,
         pre_processor: nn.Module | bool = True,
@@ -118,6 +132,7 @@ class AnoVL(ClassesMixin, TextBankExportMixin, CheckpointMixin, AnomalibModule):
     ) -> None:
         class_name = parse_class_name(class_name)
         check_flag("save_backbone", save_backbone)
+        few_shot = parse_few_shot(k_shot, few_shot_source, references)
         model = AnoVLModel(
             backbone,
             domain=domain,
@@ -127,13 +142,14 @@ class AnoVL(ClassesMixin, TextBankExportMixin, CheckpointMixin, AnomalibModule):
             image_score=image_score,
             tiles_per_side=tiles_per_side,
             adaptation=adaptation,
+            references=cast("Any", references_of(few_shot)),
             cache=cache,
         )
         check_on_error(on_error)
         check_save_maps(save_maps)
         check_components(pre_processor, post_processor, evaluator, visualizer)
-        # anomalib copies all arguments, so they are checked first. These two may be of any class and need no copy.
-        image_score, adaptation = "global", None
+        # anomalib copies all arguments, so they are checked first. These may be of any class and need no copy.
+        image_score, adaptation, references = "global", None, None
         super().__init__(
             pre_processor=pre_processor, post_processor=post_processor, evaluator=evaluator, visualizer=visualizer
         )
@@ -142,7 +158,7 @@ class AnoVL(ClassesMixin, TextBankExportMixin, CheckpointMixin, AnomalibModule):
         # These belong to a run, not to the model and its checkpoints.
         for name in ("on_error", "save_maps"):
             self.hparams.pop(name)
-        self.save_hyperparameters(settings_of(self.model, class_name, domain, save_backbone))
+        self.save_hyperparameters(settings_of(self.model, class_name, domain, save_backbone, few_shot))
         self._validated = ValidatedResults()
         self.has_default_pre_processor = pre_processor is True
         self._was_given_pre_processor = not isinstance(pre_processor, bool)
@@ -151,8 +167,8 @@ class AnoVL(ClassesMixin, TextBankExportMixin, CheckpointMixin, AnomalibModule):
 
     @property
     def learning_type(self) -> LearningType:
-        """Zero-shot: nothing is learned from the dataset."""
-        return LearningType.ZERO_SHOT
+        """Few-shot with reference images, else zero-shot; nothing is trained."""
+        return LearningType.ZERO_SHOT if self.model.references is None else LearningType.FEW_SHOT
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
@@ -160,7 +176,7 @@ class AnoVL(ClassesMixin, TextBankExportMixin, CheckpointMixin, AnomalibModule):
         return {}
 
     def configure_callbacks(self) -> list[Callback]:
-        """Return anomalib's callbacks, and those that read images of any bit depth and handle the data of a run."""
+        """Return anomalib's callbacks, and those that handle the data and the results of a run."""
         trainer = attached_trainer(self)
         put_first(trainer, RunFolder)
         components = cast("list[Callback]", super().configure_callbacks())
@@ -199,12 +215,12 @@ class AnoVL(ClassesMixin, TextBankExportMixin, CheckpointMixin, AnomalibModule):
         return []
 
     def on_validation_start(self) -> None:
-        """Load the CLIP and build the text bank, on the device of the run."""
+        """Load the CLIP and build the text bank and the reference bank, on the device of the run."""
         self._validated.clear()
         self.build_text_bank()
 
     def on_test_start(self) -> None:
-        """Load the CLIP and build the text bank, on the device of the run."""
+        """Load the CLIP and build the text bank and the reference bank, on the device of the run."""
         self.build_text_bank()
 
     on_predict_start = on_test_start
@@ -254,7 +270,7 @@ class AnoVL(ClassesMixin, TextBankExportMixin, CheckpointMixin, AnomalibModule):
         # Graphs cannot check values.
         if not torch.compiler.is_compiling():
             _check_values(batch)
-        if not (self.model.text_banks.is_built and self.model.is_loaded):
+        if not (self.model.text_banks.is_built and self.model.is_loaded and self.has_references):
             self.build_text_bank()
         if class_index is None:
             class_index = self.only_class_index(batch)
@@ -280,7 +296,7 @@ class AnoVL(ClassesMixin, TextBankExportMixin, CheckpointMixin, AnomalibModule):
         images = cast("Tensor", batch.image)
         found = self._validated.find(self.model, images, class_index) if reuse else None
         try:
-            predictions = self.model(images, class_index) if found is None else found
+            scored = self._predict(images, class_index) if found is None else found
         except NonFiniteImageError as error:
             paths = getattr(batch, "image_path", None)
             if not paths:
@@ -293,8 +309,15 @@ class AnoVL(ClassesMixin, TextBankExportMixin, CheckpointMixin, AnomalibModule):
         # For the table of predictions, which has no time for such images.
         batch.is_taken_over = found is not None  # type: ignore[attr-defined]
         if keep:
-            self._validated.keep(self.model, images, class_index, predictions)
-        return batch.update(**predictions._asdict())
+            self._validated.keep(self.model, images, class_index, scored)
+        keep_matches(batch, scored.matches)
+        return batch.update(**scored.scores._asdict())
+
+    def _predict(self, images: Tensor, class_index: Tensor | None) -> ScoredImages:
+        if any(bank.defect_words for bank in self.model.text_banks):
+            return self.model.predict(images, class_index)
+        # The usual way, so that a compiled model stays compiled.
+        return ScoredImages(self.model(images, class_index), [None] * len(images))
 
 
 def _check_values(images: Tensor) -> None:

@@ -3,17 +3,20 @@
 Shapes: B images, T tiles per image (1 without tiles), N patches per tile, C joint embedding width.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from anomalib.data import InferenceBatch
-from torch import Tensor, nn
+from torch import Tensor
 
-from anovl_plugin.config import check_flag, is_loading_checkpoint, to_builtin
+from anovl_plugin.banked_clip import BankedCLIP
+from anovl_plugin.config import is_loading_checkpoint, to_builtin, to_config
 from anovl_plugin.scoring.adaptation import Adaptation, adapt_tokens, parse_adaptation
+from anovl_plugin.scoring.defect_names import DefectMatch, defect_cosines
 from anovl_plugin.scoring.image_score import (
     ImageScore,
     ImageScoreName,
@@ -21,25 +24,26 @@ from anovl_plugin.scoring.image_score import (
     mean_over_views,
     parse_image_score,
 )
-from anovl_plugin.scoring.scores import abnormality_margin, margin_map, to_probability
-from anovl_plugin.text.cache import TextBankCache
+from anovl_plugin.scoring.reference_bank import BankIdentity, ReferenceBank, check_count, parse_references
+from anovl_plugin.scoring.reference_banks import ReferenceBanks
+from anovl_plugin.scoring.references import References, same_number_of_patches
+from anovl_plugin.scoring.scores import abnormality_margin, map_score, margin_map, to_probability
 from anovl_plugin.text.prompts import Prompts, check_class_name
-from anovl_plugin.text.text_bank import TextBank, build_text_banks
-from anovl_plugin.text.text_banks import TextBanks
-from anovl_plugin.text.text_tower import LazyTextTower, TextTower, Tokenizer
+from anovl_plugin.text.text_bank import TextBank
 from anovl_plugin.vision.backbone import (
     DEFAULT_BACKBONE,
     DEFAULT_PRETRAINED,
-    Backbone,
-    check_image_size,
-    check_source,
-    load_backbone,
 )
 from anovl_plugin.vision.chunks import in_chunks, is_exporting
-from anovl_plugin.vision.image_tower import ImageTower
-from anovl_plugin.vision.source import find_weights
 from anovl_plugin.vision.tiles import check_square, check_tiles_per_side, split_into_tiles
 from anovl_plugin.vision.value_attention import VisionTokens
+
+
+class _EncodedReference(NamedTuple):
+    """A reference image: unit tokens to compare, each (P, D), and text margins (P,)."""
+
+    tokens: list[Tensor]
+    margins: Tensor
 
 
 class NonFiniteImageError(ValueError):
@@ -57,7 +61,27 @@ class NonFiniteImageError(ValueError):
         self.indices = indices
 
 
-class AnoVLModel(nn.Module):
+class ScoredImages(NamedTuple):
+    """Scores and maps of images, and how their patches match the words for defects.
+
+    Attributes:
+        scores: Image scores (B,) and anomaly maps (B, 1, H, W), as :meth:`AnoVLModel.forward` returns them.
+        matches: The match of each image; ``None`` if the prompts of its class have no words for defects.
+    """
+
+    scores: InferenceBatch
+    matches: list[DefectMatch | None]
+
+
+class _OfClass(NamedTuple):
+    """Patch tokens (B, T, N, C) of the images of one class; rows (B,) tell which, ``None`` all of the batch."""
+
+    bank: TextBank
+    rows: Tensor | None
+    patch_tokens: Tensor
+
+
+class AnoVLModel(BankedCLIP):
     """Zero-shot anomaly localization by value-wise attention and state prompts (arXiv 2308.15939).
 
     The constructor checks its arguments. The CLIP is loaded once, when it is first needed. The text tower is released
@@ -77,12 +101,15 @@ class AnoVLModel(nn.Module):
         tiles_per_side: Tiles of :attr:`image_size` along the short side of an image, 1 to 64. Default: none, images are
             not tiled.
         adaptation: Adaptation of an image's patch tokens before they are scored. Default: none.
+        references: How images are compared with reference images, see :meth:`build_reference_bank`. Default: none,
+            zero-shot.
         cache: Whether to keep text banks on disk, where the next start finds them; see
             :class:`~anovl_plugin.text.cache.TextBankCache`. Default: yes.
 
     Attributes:
         image_tower: The CLIP's image tower.
         text_banks: The embeddings of the prompts of each class, in the order of the classes' indices.
+        reference_banks: What is kept of the reference images of each class; ``None`` without ``references``.
 
     Raises:
         BackboneError: If the CLIP is unknown, of an unsupported kind, or cannot be loaded.
@@ -108,60 +135,25 @@ class AnoVLModel(nn.Module):
         image_score: ImageScore | ImageScoreName = "global",
         tiles_per_side: int | None = None,
         adaptation: Adaptation | None = None,
+        references: References | None = None,
         cache: bool = True,
     ) -> None:
-        super().__init__()
-        check_flag("cache", cache)
         if class_name is not None:
             check_class_name(class_name)
-        self.prompts = Prompts.load(to_builtin(prompts))
+        super().__init__(backbone, prompts=prompts, pretrained=pretrained, image_size=image_size, cache=cache)
         self.prompts.resolve_domain(class_name or "object", domain)
-        # What a checkpoint names may be gone, since it may hold everything itself, and it must not import anything.
+        # A checkpoint must not import anything.
         trusted = not is_loading_checkpoint()
-        source = check_source(backbone, pretrained) if trusted else (backbone, pretrained)
-        self.image_tower = ImageTower(source, check_image_size(to_builtin(image_size)))
         self.image_score = parse_image_score(to_builtin(image_score), allow_import=trusted)
         self.tiles_per_side = check_tiles_per_side(tiles_per_side)
         self.adaptation = parse_adaptation(to_builtin(adaptation), allow_import=trusted)
-        self.text_banks = TextBanks()
-        self.cache = cache
-        self._text_tower = LazyTextTower(partial(_load_text_tower, *source))
-        # The hub is not contacted before the CLIP is needed.
-        if trusted and not source[0].startswith("hf-hub:"):
-            self.image_tower.read_spec()
+        self.references = parse_references(to_builtin(references), allow_import=trusted)
+        self.reference_banks = None if self.references is None else ReferenceBanks()
+        if self.image_tower.has_spec:
             self._check_tiles()
+            self._depths()
         if class_name is not None:
             self.build_text_bank(class_name, domain)
-
-    @property
-    def text_bank(self) -> TextBank:
-        """The text bank of the only class, or of the first one."""
-        return next(iter(self.text_banks))
-
-    @property
-    def source(self) -> tuple[str, str | None]:
-        """Backbone and pretrained of the CLIP."""
-        return self.image_tower.source
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width in pixels of the images (with tiles: of a tile) that the model takes."""
-        return self.image_tower.image_size
-
-    @property
-    def mean(self) -> tuple[float, ...]:
-        """Mean of each color channel to normalize images with, for values in [0, 1]."""
-        return self.image_tower.spec.mean
-
-    @property
-    def std(self) -> tuple[float, ...]:
-        """Standard deviation of each color channel to normalize images with, for values in [0, 1]."""
-        return self.image_tower.spec.std
-
-    @property
-    def is_loaded(self) -> bool:
-        """Whether the image tower is in memory."""
-        return self.image_tower.is_loaded
 
     def load(self) -> None:
         """Load the CLIP, including its text tower, unless it is loaded already.
@@ -170,99 +162,87 @@ class AnoVLModel(nn.Module):
             BackboneError: If it cannot be loaded.
             ValueError: If the image size does not suit the patches, or the tiles are not square.
         """
-        if not self.is_loaded:
-            loaded = load_backbone(*self.source, self.image_tower.requested_image_size)
-            self.image_tower.set_loaded(loaded)
-            self._text_tower.set_loaded(_text_tower_of(loaded))
+        super().load()
         self._check_tiles()
 
     def prepare_for_checkpoint(self, state: dict[str, Any], *, has_weights: bool) -> None:
-        """Make the model ready for a checkpoint's state dict.
-
-        Args:
-            state: Extra state of the image tower in the checkpoint.
-            has_weights: Whether the checkpoint holds the image tower. If not, it is loaded from its source.
+        """Make the model ready for a checkpoint's state dict, as :class:`BankedCLIP` does.
 
         Raises:
             BackboneError: If the CLIP cannot be loaded.
-            ValueError: If the source holds a CLIP other than the one the checkpoint was made with.
+            ValueError: If the source holds a CLIP other than the one the checkpoint was made with, or the tiles are not
+                square.
         """
-        self.image_tower.prepare_for_checkpoint(state, has_weights=has_weights)
+        super().prepare_for_checkpoint(state, has_weights=has_weights)
         self._check_tiles()
 
-    def build_text_bank(self, class_name: str, domain: str = "auto") -> bool:
-        """Build the text bank of a class on the model's device, unless the model has it already.
+    def build_reference_bank(
+        self, images: Sequence[Tensor], class_name: str | None = None, source: str | None = None
+    ) -> bool:
+        """Build the reference bank of a class, unless the model has the very same one.
 
         Args:
-            class_name: What the images show, as the dataset spells it.
-            domain: Wording of the prompts. Default: ``auto``, by class name.
+            images: Reference images, resized and normalized as for :meth:`forward`, each of shape (3, H, W).
+            class_name: What they show. Default: the class of the only text bank, or of the first one.
+            source: Identifies the images, so that an equal bank is kept. Default: none, a new bank is built.
 
         Returns:
             Whether a bank was built.
 
         Raises:
-            BackboneError: If the CLIP cannot be loaded.
-            ValueError: If the class name or the domain is invalid.
+            RuntimeError: If there is no text bank of the class, or the model has no ``references``.
+            TypeError: If the images are not floating-point tensors.
+            ValueError: If images have the wrong shape, there are too few, or their tokens are not finite.
         """
-        return bool(self.build_text_banks([class_name], domain))
+        if self.references is None or self.reference_banks is None:
+            msg = "the model has no references to compare with; set references, e.g. to PatchMemory()"
+            raise RuntimeError(msg)
+        self._check_ready()
+        at = 0 if class_name is None else int(self.text_banks.index([class_name]))
+        text_bank = list(self.text_banks)[at]
+        check_count(self.references, len(images))
+        for image in images:
+            check_images(image[None])
+        identity = self.reference_identity(text_bank, len(images), source)
+        present = self.reference_banks.find(identity.class_name)
+        if source is not None and present is not None and present.is_for(identity, self.references):
+            return False
+        with torch.inference_mode(False), torch.no_grad():
+            encoded = [self._encode_reference(image[None], text_bank, identity.depths) for image in images]
+        tokens = [same_number_of_patches(each) for each in zip(*(each.tokens for each in encoded), strict=True)]
+        bank = ReferenceBank().to(self.image_tower.device)
+        bank.build(self.references, tokens, torch.cat([each.margins for each in encoded]), identity)
+        self.reference_banks.put(bank)
+        return True
 
-    def build_text_banks(self, class_names: Sequence[str], domain: str = "auto") -> list[str]:
-        """Build the text banks of several classes, except those that the model has already.
-
-        Afterwards, the model has the banks of these classes and no others; a class's index is its position here.
+    def reference_identity(self, text_bank: TextBank, count: int = 0, source: str | None = None) -> BankIdentity:
+        """Return what a reference bank of a class would be built from.
 
         Args:
-            class_names: What images show, as the dataset spells it; at least one class.
-            domain: Wording of the prompts. Default: ``auto``, by class name.
-
-        Returns:
-            The classes whose banks were built.
-
-        Raises:
-            BackboneError: If the CLIP cannot be loaded.
-            ValueError: If there is no class, or a class name or the domain is invalid.
+            text_bank: The text bank of the class.
+            count: Number of reference images. Default: 0, where they do not matter.
+            source: Identifies the images. Default: none.
         """
-        if isinstance(class_names, str) or not class_names:
-            msg = f"class_names is {class_names!r}, but must be a list of at least one class; use e.g. ['bottle']"
-            raise ValueError(msg)
-        for class_name in class_names:
-            check_class_name(class_name)
-        names = list(dict.fromkeys(class_names))
-        banks = {bank.class_name: bank for bank in self.text_banks}
-        missing = [name for name in names if name not in banks or not banks[name].is_for(name, domain, self.prompts)]
-        if missing:
-            built = self._make_text_banks(missing, domain)
-            self.text_banks.replace([built.get(name) or banks[name] for name in names])
-        else:
-            self.text_banks.replace([banks[name] for name in names])
-            self.image_tower.load()
-        return missing
+        return BankIdentity(
+            class_name=text_bank.class_name,
+            fingerprint=self.image_tower.fingerprint,
+            prompts=text_bank.prompts_hash,
+            preparation=json.dumps([self.image_size, self.tiles_per_side, to_config(self.adaptation)], sort_keys=True),
+            images=source,
+            num_images=count,
+            depths=self._depths(),
+        )
 
-    def _make_text_banks(self, class_names: list[str], domain: str) -> dict[str, TextBank]:
-        """Return the text banks of classes, from the cache or built; the image tower is loaded, too."""
-        banks = self._cached_text_banks(class_names, domain)
-        missing = [class_name for class_name in class_names if class_name not in banks]
-        if not missing:
-            self.image_tower.load()
-            return banks
-        self.load()
-        tower = self._text_tower.get().to(self.image_tower.device)
-        built = build_text_banks(tower, missing, domain, self.prompts)
-        if self.cache:
-            TextBankCache().store(self._weights(), self.source[0], tower, built)
-        self._text_tower.release()
-        return banks | dict(zip(missing, built, strict=True))
-
-    def _cached_text_banks(self, class_names: list[str], domain: str) -> dict[str, TextBank]:
-        # A tower in memory may be another than that of the source.
-        if not self.cache or self._text_tower.is_loaded:
-            return {}
-        cache = TextBankCache()
-        fingerprint = cache.recall(self._weights(), self.source[0])
-        return cache.find(fingerprint, class_names, domain, self.prompts, self.image_tower.device)
-
-    def _weights(self) -> Path:
-        return find_weights(*check_source(*self.source))
+    def _encode_reference(self, image: Tensor, text_bank: TextBank, depths: Sequence[int]) -> _EncodedReference:
+        """Return the tokens to compare and the text margins of an image (1, 3, H, W) and its views."""
+        references = cast("References", self.references)
+        image = image.to(self.image_tower.device, torch.float32)
+        parts, margins = [], []
+        for view in references.image_views:
+            tokens = self.encode(self._split(view(image))[0], depths)
+            parts.append([each.flatten(0, 2) for each in references.select(tokens)])
+            margins.append(self.score(self.adapt(tokens.patch_tokens, text_bank), text_bank.state_embeddings).flatten())
+        return _EncodedReference([torch.cat(each) for each in zip(*parts, strict=True)], torch.cat(margins))
 
     def forward(self, images: Tensor, class_index: Tensor | None = None) -> InferenceBatch:
         """Score images.
@@ -280,56 +260,105 @@ class AnoVLModel(nn.Module):
             alone would give.
 
         Raises:
-            RuntimeError: If no text bank has been built.
+            RuntimeError: If no text bank or, with references, no reference bank has been built.
             TypeError: If the images are not a floating-point tensor, or the indices not an integer one.
-            ValueError: If the images or indices have the wrong shape, an index is missing or out of range, or scores
-                are not finite.
+            ValueError: If the images or indices have the wrong shape, an index is missing or out of range, scores are
+                not finite, or a reference bank belongs to another CLIP or setting.
         """
+        return self._predict(images, class_index)[0]
+
+    def predict(self, images: Tensor, class_index: Tensor | None = None) -> ScoredImages:
+        """Score images as :meth:`forward` does, and compare their patches with the words for defects of their class.
+
+        Patch tokens are compared as they are without adaptation, which is made for two states.
+
+        Args:
+            images: As for :meth:`forward`.
+            class_index: As for :meth:`forward`.
+
+        Raises:
+            RuntimeError: As :meth:`forward`.
+            TypeError: As :meth:`forward`.
+            ValueError: As :meth:`forward`.
+        """
+        scores, classes = self._predict(images, class_index)
+        matches: list[DefectMatch | None] = [None] * len(images)
+        for bank, rows, patch_tokens in classes:
+            of_class = self._match_defects(bank, patch_tokens, (images.shape[-2], images.shape[-1]))
+            for row, match in zip(range(len(images)) if rows is None else rows.tolist(), of_class, strict=True):
+                matches[row] = match
+        return ScoredImages(scores, matches)
+
+    def _predict(self, images: Tensor, class_index: Tensor | None) -> tuple[InferenceBatch, list[_OfClass]]:
         check_images(images)
-        if not (self.text_banks.is_built and self.is_loaded):
-            msg = "the model has no text bank yet; set class_name or call build_text_bank(class_name) first"
-            raise RuntimeError(msg)
+        self._check_ready()
+        self._check_reference_banks()
         with torch.no_grad():
-            score, anomaly_map = self._margins(images, class_index)
+            score, anomaly_map, classes = self._margins(images, class_index)
         temperature = cast("float", self.image_tower.temperature)
-        return InferenceBatch(
+        scores = InferenceBatch(
             pred_score=to_probability(score, temperature), anomaly_map=to_probability(anomaly_map, temperature)
         )
+        return scores, classes
 
-    def _margins(self, images: Tensor, class_index: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return the margins of images (B,) and their maps of margins (B, 1, H, W)."""
+    def _match_defects(
+        self, bank: TextBank, patch_tokens: Tensor, size: tuple[int, int]
+    ) -> Sequence[DefectMatch | None]:
+        if not bank.defect_words:
+            return [None] * len(patch_tokens)
+        grid_size, tile = self.image_tower.visual.grid_size, self.image_size[0] if self.tiles_per_side else None
+        temperature = cast("float", self.image_tower.temperature)
+        with torch.no_grad():
+            cosines = defect_cosines(patch_tokens, bank.defect_embeddings).cpu()
+        return [DefectMatch(bank.defect_words, each, size, grid_size, tile, temperature) for each in cosines]
+
+    def _margins(self, images: Tensor, class_index: Tensor | None) -> tuple[Tensor, Tensor, list[_OfClass]]:
+        """Return the margins of images (B,), their maps of margins (B, 1, H, W), and their tokens by class."""
+        bank = self.text_bank
         if len(self.text_banks) > 1 and class_index is not None and is_exporting():
             # The graph takes any indices, so it cannot divide the batch by them.
-            return self._margins_of_class(images, self.text_bank, self.text_banks.state_embeddings[class_index])
-        if class_index is None or len(self.text_banks) == 1 or not len(images):
-            self.text_banks.check_index(class_index, images)
-            return self._margins_of_class(images, self.text_bank, self.text_bank.state_embeddings)
+            states = self.text_banks.state_embeddings[class_index]
+            score, anomaly_map, _ = self._margins_of_class(images, bank, states, class_index)
+            return score, anomaly_map, []
         self.text_banks.check_index(class_index, images)
-        rows, scores, maps = [], [], []
+        if class_index is None or len(self.text_banks) == 1 or not len(images):
+            score, anomaly_map, tokens = self._margins_of_class(images, bank, bank.state_embeddings)
+            return score, anomaly_map, [_OfClass(bank, None, tokens)]
+        classes, order, scores, maps = [], [], [], []
         for index in class_index.unique().tolist():
-            bank = self.text_banks[index]
-            rows.append((class_index == index).nonzero().flatten())
+            bank, rows = self.text_banks[index], (class_index == index).nonzero().flatten()
             try:
-                score, anomaly_map = self._margins_of_class(images[rows[-1]], bank, bank.state_embeddings)
+                score, anomaly_map, tokens = self._margins_of_class(images[rows], bank, bank.state_embeddings)
             except NonFiniteImageError as error:
-                raise NonFiniteImageError(rows[-1][error.indices].tolist()) from None
+                raise NonFiniteImageError(rows[error.indices].tolist()) from None
+            classes.append(_OfClass(bank, rows, tokens))
+            order.append(rows)
             scores.append(score)
             maps.append(anomaly_map)
-        order = torch.cat(rows).argsort()
-        return torch.cat(scores)[order], torch.cat(maps)[order]
+        place = torch.cat(order).argsort()
+        return torch.cat(scores)[place], torch.cat(maps)[place], classes
 
-    def _margins_of_class(self, images: Tensor, bank: TextBank, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the margins of images and maps, compared with states (2, C), or each with its own, (B, 2, C)."""
+    def _margins_of_class(
+        self, images: Tensor, bank: TextBank, states: Tensor, class_index: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the margins of images and maps, by states (2, C) or each image's, (B, 2, C), and the patch tokens."""
         tiles, join = self._split(images)
-        tokens = self.encode(tiles)
+        tokens = self.encode(tiles, () if self.reference_banks is None else self.reference_banks.depths)
         margins = self.score(self.adapt(tokens.patch_tokens, bank), states)
-        return self.aggregate(margins, tokens.class_token, tiles, join, states)
+        margins = self.refer(margins, tokens, bank, class_index)
+        return *self.aggregate(margins, tokens.class_token, tiles, join, states), tokens.patch_tokens
 
-    def encode(self, tiles: Tensor) -> VisionTokens:
-        """Return the tokens of tiles (B, T, 3, t, t): class tokens (B, T, C) and patch tokens (B, T, N, C)."""
-        images = tiles.flatten(0, 1)
-        tokens = self.image_tower(images) if self.tiles_per_side is None else in_chunks(self.image_tower, images)
-        return VisionTokens(*(part.unflatten(0, (-1, tiles.shape[1])) for part in tokens))
+    def encode(self, tiles: Tensor, depths: Sequence[int] = ()) -> VisionTokens:
+        """Return the tokens of tiles (B, T, 3, t, t): class tokens (B, T, C) and patch tokens (B, T, N, C).
+
+        Args:
+            tiles: The tiles.
+            depths: Blocks of the original path to return the patch tokens of as well, (B, T, S, N, D). Default: none.
+        """
+        images, tower = tiles.flatten(0, 1), partial(self.image_tower, depths=tuple(depths))
+        tokens = tower(images) if self.tiles_per_side is None else in_chunks(tower, images)
+        present = {name: part for name, part in tokens._asdict().items() if part is not None}
+        return tokens._replace(**{name: part.unflatten(0, (-1, tiles.shape[1])) for name, part in present.items()})
 
     def adapt(self, patch_tokens: Tensor, text_bank: TextBank) -> Tensor:
         """Return adapted patch tokens (B, T, N, C); all tiles of an image are adapted together."""
@@ -341,6 +370,24 @@ class AnoVLModel(nn.Module):
     def score(self, patch_tokens: Tensor, state_embeddings: Tensor) -> Tensor:
         """Return the margins (B, T, N) of patch tokens (B, T, N, C), by states (2, C) or each image's, (B, 2, C)."""
         return abnormality_margin(patch_tokens, state_embeddings)
+
+    def refer(
+        self, margins: Tensor, tokens: VisionTokens, text_bank: TextBank, class_index: Tensor | None = None
+    ) -> Tensor:
+        """Return the margins (B, T, N), averaged with those by the reference images, if there are any.
+
+        Args:
+            margins: Margins of the patches by the text.
+            tokens: Tokens of the tiles.
+            text_bank: The text bank of the images' class.
+            class_index: Index of each image's class, shape (B,), if they differ.
+        """
+        if self.references is None or self.reference_banks is None:
+            return margins
+        chosen = [each.flatten(1, 2) for each in self.references.select(tokens)]
+        names = (text_bank.class_name,) if class_index is None else self.text_banks.class_names
+        by_references = self.reference_banks.margins(self.references, chosen, names, class_index)
+        return torch.lerp(margins, by_references.view_as(margins), self.references.weight)
 
     def aggregate(
         self,
@@ -373,6 +420,8 @@ class AnoVLModel(nn.Module):
             )
             class_margins = over_views.unflatten(0, (-1, number)).mean(1)
         score = combine_margins(self.image_score, class_margins, anomaly_map)
+        if self.references is not None:
+            score = torch.lerp(score, map_score(anomaly_map, self.references.top_fraction), self.references.weight)
         # Checked before joining, because anomalib's tiler turns NaN into 0. Graphs cannot hold checks.
         if not torch.compiler.is_compiling():
             finite = margins.flatten(1).isfinite().all(1) & score.isfinite()
@@ -391,6 +440,24 @@ class AnoVLModel(nn.Module):
             msg = f"images are {size} pixels, but the model takes {self.image_size}; resize them"
             raise ValueError(msg)
         return images.unsqueeze(1), partial(torch.squeeze, dim=1)
+
+    def _depths(self) -> tuple[int, ...]:
+        """Return the blocks whose tokens are compared with those of reference images."""
+        if self.references is None:
+            return ()
+        return self.references.depths_of(self.image_tower.num_blocks, self.source[0])
+
+    def _check_ready(self) -> None:
+        if not (self.text_banks.is_built and self.is_loaded):
+            msg = "the model has no text bank yet; set class_name or call build_text_bank(class_name) first"
+            raise RuntimeError(msg)
+
+    def _check_reference_banks(self) -> None:
+        # Graphs cannot hold checks.
+        if self.references is None or self.reference_banks is None or torch.compiler.is_compiling():
+            return
+        for text_bank in self.text_banks:
+            self.reference_banks.check(self.reference_identity(text_bank), self.references)
 
     def _check_tiles(self) -> None:
         if self.tiles_per_side is not None:
@@ -411,11 +478,3 @@ def check_images(images: Tensor) -> None:
     if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
         msg = f"images have the shape {tuple(images.shape)}, but must have (batch, 3, height, width)"
         raise ValueError(msg)
-
-
-def _text_tower_of(loaded: Backbone) -> TextTower:
-    return TextTower(loaded.clip, cast("Tokenizer", loaded.tokenizer))
-
-
-def _load_text_tower(backbone: str, pretrained: str | None) -> TextTower:
-    return _text_tower_of(load_backbone(backbone, pretrained, image=False))

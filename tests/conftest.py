@@ -21,6 +21,10 @@ def pytest_configure(config):
     # The hub's client reads this when it is imported, which is why nothing above imports it.
     if not config.getoption("--network"):
         os.environ["HF_HUB_OFFLINE"] = "1"
+    # The threads that receive workers' warnings import the modules of these warnings. Two threads that import torch at
+    # once end in a deadlock, so it is imported here.
+    if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
+        import lightning.pytorch  # noqa: F401
 
 
 def pytest_collection_modifyitems(config, items):
@@ -98,7 +102,7 @@ def replace_loading(monkeypatch):
     """Return a function that makes models call another function instead of ``load_backbone``."""
 
     def replace(load) -> None:
-        for module in ("torch_model", "vision.image_tower"):
+        for module in ("banked_clip", "vision.image_tower"):
             monkeypatch.setattr(f"anovl_plugin.{module}.load_backbone", load)
 
     return replace

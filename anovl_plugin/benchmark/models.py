@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
 from types import new_class
 from typing import Any, cast
 
@@ -14,10 +15,10 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
 from anovl_plugin.benchmark.evaluator import PaperEvaluator
-from anovl_plugin.benchmark.memory import unfragmented_memory
 from anovl_plugin.components.mixin import ModelMixin
 from anovl_plugin.config import to_builtin
 from anovl_plugin.lightning_model import AnoVL
+from anovl_plugin.scoring.memory import unfragmented_memory
 
 PACKAGE = "anovl_plugin.benchmark"
 
@@ -71,13 +72,21 @@ class Benchmarked(ModelMixin):
 
     Args:
         **settings: The model's own arguments; those that are ``None``, or mappings of nothing else, are left out.
+        k_shot: Number of reference images of a model that takes some. Any other is fitted to so many training batches.
+            Default: the model's own, or all batches.
     """
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, k_shot: int | None = None, **settings: Any) -> None:
         self._setup_watch, self._test_watch, self._timed_images = Stopwatch(), Stopwatch(), 0
-        super().__init__(
-            **without_nulls(to_builtin(settings)), evaluator=PaperEvaluator(), post_processor=False, visualizer=False
-        )
+        models = [
+            kind
+            for kind in type(self).__mro__
+            if issubclass(kind, AnomalibModule) and not issubclass(kind, Benchmarked)
+        ]
+        has_shots = any("k_shot" in signature(kind).parameters for kind in models)
+        self._training_batches = None if has_shots else k_shot
+        own = without_nulls(to_builtin(settings) | ({"k_shot": k_shot} if has_shots else {}))
+        super().__init__(**own, evaluator=PaperEvaluator(), post_processor=False, visualizer=False)
 
     @property
     def _needs_fitting(self) -> bool:
@@ -87,7 +96,9 @@ class Benchmarked(ModelMixin):
     def trainer_arguments(self) -> dict[str, Any]:
         """The model's own arguments; a zero-shot model is not validated, because no threshold is set."""
         own = super().trainer_arguments  # type: ignore[safe-super] # the model's
-        return own if self._needs_fitting else {**own, "limit_val_batches": 0}
+        if not self._needs_fitting:
+            return {**own, "limit_val_batches": 0}
+        return own if self._training_batches is None else {**own, "limit_train_batches": self._training_batches}
 
     def val_dataloader(self) -> list:
         """Return no validation data.

@@ -13,8 +13,10 @@ from anovl_plugin.components.post_processor import ZeroShotPostProcessor
 from anovl_plugin.components.pre_processor import default_transform
 from anovl_plugin.components.settings import (
     DEFAULTS,
+    REFERENCES,
     CheckpointError,
     changed_settings,
+    model_arguments,
     read_saved_model,
     reconcile,
     without_tower,
@@ -32,11 +34,13 @@ class CheckpointMixin(ModelMixin):
     Attributes:
         model: The torch model.
         checkpoint_classes: The classes of the text banks that came with a checkpoint; none without one.
+        keeps_references: Whether the reference banks came with a checkpoint whose settings still hold.
         has_default_pre_processor: Whether the pre-processor is the model's own.
     """
 
     model: AnoVLModel
     checkpoint_classes: tuple[str, ...] = ()
+    keeps_references: bool = False
     has_default_pre_processor: bool
     _was_given_pre_processor: bool
 
@@ -119,11 +123,14 @@ class CheckpointMixin(ModelMixin):
             settings, changed = reconcile(self.settings, DEFAULTS, saved, self.categories), []
         with loading_checkpoint():
             if settings != self.settings or not self.model.is_loaded:
-                arguments = {name: settings[name] for name in settings if name not in {"class_name", "save_backbone"}}
-                self.model = AnoVLModel(**arguments).to(self.device)
+                self.model = AnoVLModel(**model_arguments(settings)).to(self.device)
                 self.save_hyperparameters(settings)
             self.model.prepare_for_checkpoint(saved.clip, has_weights=saved.has_tower)
         self.checkpoint_classes = tuple(saved.class_names)
+        # The image score alone does not touch the references.
+        self.keeps_references = set(changed) <= {"image_score"}
+        if not self.keeps_references:
+            self._restart_references(checkpoint)
         self._restore_components(checkpoint, changed)
         if changed:
             self._restart_thresholds(checkpoint, changed)
@@ -178,6 +185,12 @@ class CheckpointMixin(ModelMixin):
             "AnoVL.load_from_checkpoint(path, pre_processor=...)"
         )
         raise CheckpointError(msg)
+
+    def _restart_references(self, checkpoint: dict[str, Any]) -> None:
+        others = {name: value for name, value in checkpoint["state_dict"].items() if not name.startswith(REFERENCES)}
+        empty = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        empty = {name: value for name, value in empty.items() if name.startswith(REFERENCES)}
+        checkpoint["state_dict"] = others | empty
 
     def _restart_thresholds(self, checkpoint: dict[str, Any], changed: list[str]) -> None:
         if not isinstance(self.post_processor, ZeroShotPostProcessor):

@@ -148,6 +148,9 @@ class ClassesMixin(CheckpointMixin):
             noun, count = self.model.prompts.noun(str(bank.class_name)), len(bank.prompt_embeddings)
             text = "Text bank of class %r (from %s), domain %r: %d sentences about %r."
             logger.info(text, bank.class_name, classes.origin, bank.domain, count, noun)
+            alike = ", ".join(map(repr, bank.indistinct_words()))
+            if alike:
+                logger.warning("The CLIP does not tell %s apart, so no defect can be named; use other words.", alike)
             if classes.origin == "the fallback":
                 logger.warning("Nothing says what the images show; set class_name, e.g. to 'bottle'.")
             elif not any(letter.isalpha() for letter in noun):

@@ -87,6 +87,7 @@ def _read(lines: Path) -> Iterator[dict[str, Any]]:
         for text in file:
             line = json.loads(text)
             # Processes that share images out may get some of them twice.
-            if line["image"]["file_name"] not in seen:
-                seen.add(line["image"]["file_name"])
+            name = line["image"]["file_name"]
+            if not name or name not in seen:
+                seen.add(name)
                 yield line

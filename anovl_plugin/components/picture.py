@@ -206,7 +206,8 @@ def describe_details(content: Content) -> list[str]:
     if content.class_name:
         parts.append(f"asked for: {content.class_name}")
     details = [" · ".join(parts)] if parts else []
-    if content.explanation:
+    # Of a normal image there is nothing to explain.
+    if content.explanation and content.label != "normal":
         details.append(content.explanation)
     if content.image is None:
         details.append("The image file can no longer be read.")

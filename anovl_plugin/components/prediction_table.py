@@ -138,7 +138,9 @@ class PredictionTable(EachStage):
         rows += [Prediction(path, label=UNREADABLE, error=reason).to_row() for path, reason in failed]
         if rows:
             self._file(TABLE).append(to_csv(rows))
-        lines = [prediction.to_coco(names.name_of(prediction.image_path).as_posix()) for prediction in predictions]
+        lines = [
+            each.to_coco(names.name_of(each.image_path).as_posix() if each.image_path else "") for each in predictions
+        ]
         if lines and not trainer.validating:
             self._file(LINES).append("".join(f"{json.dumps(line)}\n" for line in lines))
 
@@ -205,7 +207,7 @@ def _fill_in_labels(table: Path, thresholds: dict[str, float | None]) -> None:
 
 def _drop_repeated(table: Path) -> None:
     """Sort a table by path and keep each image once; processes that share images out may have got some twice."""
-    rows = {row["image_path"]: row for row in read_csv(table)}
+    rows = {row["image_path"] or str(index): row for index, row in enumerate(read_csv(table))}
     _rewrite(table, [{**rows[path]} for path in sorted(rows)])
 
 

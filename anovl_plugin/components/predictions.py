@@ -14,6 +14,7 @@ from anomalib.data import ImageBatch
 from torch import Tensor
 
 from anovl_plugin.components.coco import CATEGORY, describe_region
+from anovl_plugin.components.explanation import describe
 from anovl_plugin.components.file_regions import FileRegion, Peak, find_peak, place_regions
 from anovl_plugin.components.image_file import read_size
 from anovl_plugin.scoring.regions import find_regions
@@ -73,6 +74,7 @@ class Prediction:
         milliseconds: Time that scoring took.
         size: Height and width of the image file.
         error: Why the image could not be read.
+        words: What each region is called; empty if regions have no names.
     """
 
     image_path: str
@@ -87,7 +89,7 @@ class Prediction:
     milliseconds: float | None = None
     size: tuple[int, int] = (0, 0)
     error: str = ""
-    categories: list[str] = field(default_factory=list)
+    words: list[str] = field(default_factory=list)
 
     def to_row(self) -> dict[str, object]:
         """Return the values of :data:`COLUMNS`."""
@@ -119,7 +121,7 @@ class Prediction:
         image: dict[str, Any] = {"file_name": name, "height": self.size[0], "width": self.size[1]}
         image |= {"score": self.score, "threshold": self.threshold, "label": self.label}
         regions = self.regions or []
-        words = self.categories or [CATEGORY] * len(regions)
+        words = self.words or [CATEGORY] * len(regions)
         notes = [describe_region(region, self.size, word) for region, word in zip(regions, words, strict=True)]
         return {"image": image, "annotations": notes}
 
@@ -138,23 +140,26 @@ def predictions_of(batch: ImageBatch, facts: RunFacts) -> list[Prediction]:
     if batch.pred_mask is not None and maps is not None:
         regions = find_regions(batch.pred_mask, torch.from_numpy(maps))
     texts, paths = batch.explanation or [""] * count, batch.image_path or [""] * count
+    words = _words_of(batch) if batch.explanation and regions is not None else [[] for _ in range(count)]
     found = []
     for index in range(count):
         size = read_size(paths[index]) or _size_of(batch)
-        anomaly_map = None if maps is None else maps[index]
+        anomaly_map, label = None if maps is None else maps[index], _state(labels, index)
         found.append(
             Prediction(
                 image_path=str(paths[index]),
                 class_name=facts.class_names[index],
                 score=None if scores is None else float(scores[index]),
                 threshold=facts.thresholds[index],
-                label=_state(labels, index),
+                label=label,
                 regions=None if regions is None else place_regions(regions[index], size),
                 peak=None if anomaly_map is None else find_peak(anomaly_map, size),
-                explanation=str(texts[index] or ""),
+                # Of a normal image there is nothing to explain.
+                explanation="" if label == NORMAL else str(texts[index] or ""),
                 ground_truth=_state(truths, index),
                 milliseconds=facts.milliseconds,
                 size=size,
+                words=words[index],
             )
         )
     return found
@@ -200,6 +205,17 @@ def read_csv(path: Path) -> Iterator[dict[str, str]]:
     """Iterate over the rows of a table."""
     with path.open(encoding="utf-8", newline="") as file:
         yield from csv.DictReader(file)
+
+
+def _words_of(batch: ImageBatch) -> list[list[str]]:
+    """Return what each region of each image is called: a word that matches it better than all others together."""
+    described = [description.regions for description in describe(batch)]
+    return [[_word_of(region.shares) for region in regions] for regions in described]
+
+
+def _word_of(shares: dict[str, float]) -> str:
+    word = max(shares, key=shares.__getitem__, default=CATEGORY)
+    return word if shares.get(word, 0) > 0.5 else CATEGORY
 
 
 def _size_of(batch: ImageBatch) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from anomalib.metrics import Evaluator
+from anomalib.post_processing import PostProcessor
 from anomalib.visualization import Visualizer
 from lightning.pytorch import Callback, Trainer
 
@@ -12,6 +13,7 @@ from anovl_plugin.components.bit_depth import FullBitDepth
 from anovl_plugin.components.class_metrics import ClassMetrics
 from anovl_plugin.components.display_copies import with_display_copies
 from anovl_plugin.components.distributed import UnpaddedEvaluationSampler
+from anovl_plugin.components.explanation import with_explanations
 from anovl_plugin.components.file_names import FileNames
 from anovl_plugin.components.one_class import OneClassMetrics
 from anovl_plugin.components.prediction_table import ExitStatus, PredictionTable
@@ -65,6 +67,7 @@ def _arrange(components: Sequence[Callback], on_error: OnError | None, save_maps
     for component in components:
         kinds: dict[Any, list[Callback]] = {Evaluator: evaluators, Visualizer: visualizers}
         next((found for kind, found in kinds.items() if isinstance(component, kind)), processors).append(component)
+    post_processor = next((each for each in processors if isinstance(each, PostProcessor)), None)
     return [
         # These see the loaders in this order.
         FileNames(),
@@ -75,11 +78,11 @@ def _arrange(components: Sequence[Callback], on_error: OnError | None, save_maps
         RandomHalves(),
         RunRecord(),
         # These see each batch in this order: the clock stops before anything is measured or drawn.
-        *processors,
+        *with_explanations(processors, post_processor),
         table,
-        ClassMetrics(),
         OneClassMetrics(),
         *evaluators,
+        ClassMetrics(),
         *([RawMaps(save_maps)] if save_maps else []),
         *_drawing(visualizers),
         # Ends the process, so it comes last.

@@ -5,10 +5,11 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
+from anomalib.visualization import ImageVisualizer
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from anovl_plugin.hosts.anomalib import create_versioned_dir
-from anovl_plugin.hosts.lightning import set_root_folder
+from anovl_plugin.hosts.lightning import callbacks_of, set_root_folder
 
 _ATTEMPTS = 20
 
@@ -36,6 +37,7 @@ class RunFolder(Callback):
             self._stages = []
             set_root_folder(trainer, Path(self._folder))
             _move_checkpoints(trainer, old, Path(self._folder))
+            _forget_pictures(trainer, old)
         self._stages.append(stage)
 
 
@@ -75,6 +77,13 @@ def _family(trainer: Trainer, pl_module: LightningModule) -> Path:
     datamodule = getattr(trainer, "datamodule", None)
     parts = (getattr(datamodule, name, None) for name in ("name", "category"))
     return Path(getattr(pl_module, "name", type(pl_module).__name__), *(str(part) for part in parts if part))
+
+
+def _forget_pictures(trainer: Trainer, old: Path) -> None:
+    """Let anomalib's visualizer, which keeps the folder of its first run, choose anew."""
+    for callback in callbacks_of(trainer):
+        if isinstance(callback, ImageVisualizer) and callback.output_dir == old / "images":
+            callback.output_dir = None
 
 
 def _move_checkpoints(trainer: Trainer, old: Path, new: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from anovl_plugin.components.classes import FROM_FOLDER
 from anovl_plugin.config import shown, to_config
 from anovl_plugin.scoring.image_score import GlobalScore
+from anovl_plugin.scoring.patch_memory import PatchMemory
 from anovl_plugin.torch_model import AnoVLModel
 from anovl_plugin.vision.backbone import DEFAULT_BACKBONE, DEFAULT_PRETRAINED
 
@@ -17,8 +18,9 @@ from anovl_plugin.vision.backbone import DEFAULT_BACKBONE, DEFAULT_PRETRAINED
 TOWER = "model.image_tower.visual."
 SETTINGS = "_extra_state"
 CLIP = "model.image_tower._extra_state"
-# Prefix of the text banks.
+# Prefixes of the text banks and of the reference banks.
 BANKS = "model.text_banks."
+REFERENCES = "model.reference_banks."
 # Settings that change scores: thresholds belong to the values they were set with.
 SCORING = (
     "backbone",
@@ -30,6 +32,9 @@ SCORING = (
     "image_score",
     "tiles_per_side",
     "adaptation",
+    "references",
+    "k_shot",
+    "few_shot_source",
 )
 
 
@@ -44,6 +49,9 @@ DEFAULTS: dict[str, Any] = {
     "image_score": to_config(GlobalScore()),
     "tiles_per_side": None,
     "adaptation": None,
+    "references": None,
+    "k_shot": 0,
+    "few_shot_source": None,
     "cache": True,
     "save_backbone": False,
 }
@@ -77,9 +85,21 @@ class SavedModel(NamedTuple):
 
 
 def settings_of(
-    model: AnoVLModel, class_name: str | dict[str, str] | None, domain: str, save_backbone: bool
+    model: AnoVLModel,
+    class_name: str | dict[str, str] | None,
+    domain: str,
+    save_backbone: bool,
+    few_shot: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return the arguments of a model's constructor as plain data, except for components."""
+    """Return the arguments of a model's constructor as plain data, except for components.
+
+    Args:
+        model: The torch model.
+        class_name: Likewise, of the anomalib model.
+        domain: Likewise.
+        save_backbone: Likewise.
+        few_shot: Its ``references``, ``k_shot`` and ``few_shot_source``.
+    """
     backbone, pretrained = model.source
     return {
         "backbone": backbone,
@@ -91,9 +111,23 @@ def settings_of(
         "image_score": to_config(model.image_score),
         "tiles_per_side": model.tiles_per_side,
         "adaptation": to_config(model.adaptation),
+        **few_shot,
         "cache": model.cache,
         "save_backbone": save_backbone,
     }
+
+
+def model_arguments(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of the torch model that has these settings, without a class."""
+    others = {"class_name", "save_backbone", "k_shot", "few_shot_source"}
+    arguments = {name: value for name, value in settings.items() if name not in others}
+    return arguments | {"references": references_of(settings)}
+
+
+def references_of(settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the ``references`` of these settings; by default a :class:`PatchMemory` if there are reference images."""
+    has_images = bool(settings["k_shot"] or settings["few_shot_source"])
+    return settings["references"] or (to_config(PatchMemory()) if has_images else None)
 
 
 def read_saved_model(checkpoint: Mapping[str, Any]) -> SavedModel:
@@ -111,7 +145,8 @@ def read_saved_model(checkpoint: Mapping[str, Any]) -> SavedModel:
         )
         raise CheckpointError(msg)
     has_tower = any(key.startswith(TOWER) for key in state)
-    return SavedModel(state[SETTINGS]["settings"], state[CLIP], banks, has_tower)
+    # Settings that the version which wrote the checkpoint did not have are at their defaults.
+    return SavedModel(DEFAULTS | state[SETTINGS]["settings"], state[CLIP], banks, has_tower)
 
 
 def without_tower(state_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,6 +177,7 @@ def reconcile(
         "class_name": saved.class_names[0] if len(saved.banks) == 1 else saved.class_names,
         "domain": saved.banks[0]["domain"] if len({bank["domain"] for bank in saved.banks}) == 1 else "auto",
         "image_size": tuple(saved.settings["image_size"] or saved.clip["spec"]["image_size"]),
+        "references": references_of(saved.settings),
     }
     merged = dict(saved.settings)
     is_set = {name: given[name] != defaults[name] for name in given}

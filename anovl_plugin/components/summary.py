@@ -5,7 +5,7 @@ from heapq import nlargest
 from pathlib import Path
 from typing import NamedTuple
 
-from anovl_plugin.components.predictions import ABNORMAL, UNREADABLE, read_csv
+from anovl_plugin.components.predictions import ABNORMAL, NORMAL, UNREADABLE, read_csv
 
 _HIGHEST = 5
 _NAMED = 20
@@ -16,14 +16,14 @@ class Summary(NamedTuple):
 
     Attributes:
         images: Number of images, unreadable ones included.
-        abnormal: Number of abnormal images.
+        abnormal: Number of abnormal images; ``None`` if nothing was decided on any image.
         unreadable: Images that could not be read, and why.
         highest: Scores, paths and labels of the five highest images, the highest first.
         threshold: Score above which an image is abnormal; ``None`` if nothing is, or classes have different ones.
     """
 
     images: int
-    abnormal: int
+    abnormal: int | None
     unreadable: list[str]
     highest: list[tuple[float, str, str]]
     threshold: float | None
@@ -46,7 +46,8 @@ def summarize(table: Path) -> Summary:
                 scored = nlargest(_HIGHEST, scored)
     (only,) = thresholds if len(thresholds) == 1 else ("",)
     threshold = float(only) if only else None
-    return Summary(counts.total(), counts[ABNORMAL], unreadable, nlargest(_HIGHEST, scored), threshold)
+    abnormal = counts[ABNORMAL] if counts[ABNORMAL] + counts[NORMAL] else None
+    return Summary(counts.total(), abnormal, unreadable, nlargest(_HIGHEST, scored), threshold)
 
 
 def describe(summary: Summary, folder: Path, names: dict[str, str]) -> str:
@@ -58,8 +59,9 @@ def describe(summary: Summary, folder: Path, names: dict[str, str]) -> str:
         names: Short name of each of the highest images, by its path.
     """
     counts = [f"{summary.images} image{'' if summary.images == 1 else 's'}"]
-    limit = "" if summary.threshold is None else f" (score above {summary.threshold:.3f})"
-    counts.append(f"{summary.abnormal} abnormal{limit}")
+    if summary.abnormal is not None:
+        limit = "" if summary.threshold is None else f" (score above {summary.threshold:.3f})"
+        counts.append(f"{summary.abnormal} abnormal{limit}")
     counts.append(f"{len(summary.unreadable)} unreadable")
     lines = [", ".join(counts)]
     if summary.highest:

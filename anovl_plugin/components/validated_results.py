@@ -12,13 +12,13 @@ from anomalib.data import InferenceBatch
 from torch import Tensor
 
 from anovl_plugin.hosts.torch import state_version
-from anovl_plugin.torch_model import AnoVLModel
+from anovl_plugin.torch_model import AnoVLModel, ScoredImages
 
 MAX_BYTES = 512 * 2**20
 
 
 class ValidatedResults:
-    """Scores and maps of batches, before post-processing, by the content of the batch.
+    """Scores, maps and matches of batches, before post-processing, by the content of the batch.
 
     A batch is found only if every pixel and every class is the same, in the same order, and the model has not changed
     since, so that a result is the one that the model would compute again. Batches beyond the limit are not kept.
@@ -30,7 +30,7 @@ class ValidatedResults:
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self.max_bytes = max_bytes
         self._bytes = 0
-        self._results: dict[bytes, tuple[Tensor, Tensor]] = {}
+        self._results: dict[bytes, ScoredImages] = {}
         self._state: Any = None
 
     def __len__(self) -> int:
@@ -41,27 +41,27 @@ class ValidatedResults:
         """Forget all results."""
         self._bytes, self._results, self._state = 0, {}, None
 
-    def keep(self, model: AnoVLModel, images: Tensor, class_index: Tensor | None, results: InferenceBatch) -> None:
+    def keep(self, model: AnoVLModel, images: Tensor, class_index: Tensor | None, scored: ScoredImages) -> None:
         """Keep the results of a batch, as far as the limit allows.
 
         Args:
             model: The model that computed them.
             images: The batch as the model got it, shape (B, 3, H, W).
             class_index: Index of each image's class, shape (B,); ``None`` if there is one class.
-            results: Scores (B,) and maps (B, 1, H, W).
+            scored: Scores (B,), maps (B, 1, H, W), and matches with words for defects.
         """
         state = _state_of(model)
         if state != self._state:
             self.clear()
             self._state = state
-        tensors = cast("tuple[Tensor, Tensor]", (results.pred_score, results.anomaly_map))
-        size = sum(tensor.nbytes for tensor in tensors)
+        scores, matches = scored
+        size = sum(cast("Tensor", tensor).nbytes for tensor in (scores.pred_score, scores.anomaly_map))
+        size += sum(match.cosines.nbytes for match in matches if match is not None)
         if self._bytes + size <= self.max_bytes:
             self._bytes += size
-            score, anomaly_map = (tensor.to("cpu", copy=True) for tensor in tensors)
-            self._results[_key(images, class_index)] = score, anomaly_map
+            self._results[_key(images, class_index)] = ScoredImages(_copy(scores, "cpu"), matches)
 
-    def find(self, model: AnoVLModel, images: Tensor, class_index: Tensor | None) -> InferenceBatch | None:
+    def find(self, model: AnoVLModel, images: Tensor, class_index: Tensor | None) -> ScoredImages | None:
         """Return the results of the very same batch by the very same model, or ``None``.
 
         Args:
@@ -74,12 +74,16 @@ class ValidatedResults:
         found = self._results.get(_key(images, class_index))
         if found is None:
             return None
-        score, anomaly_map = (tensor.to(images.device, copy=True) for tensor in found)
-        return InferenceBatch(pred_score=score, anomaly_map=anomaly_map)
+        return found._replace(scores=_copy(found.scores, images.device))
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state of a copy or pickle: without results."""
         return {"max_bytes": self.max_bytes, "_bytes": 0, "_results": {}, "_state": None}
+
+
+def _copy(scores: InferenceBatch, device: torch.device | str) -> InferenceBatch:
+    score, anomaly_map = (cast("Tensor", each) for each in (scores.pred_score, scores.anomaly_map))
+    return InferenceBatch(pred_score=score.to(device, copy=True), anomaly_map=anomaly_map.to(device, copy=True))
 
 
 def _key(images: Tensor, class_index: Tensor | None) -> bytes:
@@ -98,6 +102,8 @@ def _state_of(model: AnoVLModel) -> Any:
         state_version(model),
         model.image_tower.fingerprint,
         [bank.get_extra_state() for bank in model.text_banks],
+        [bank.get_extra_state() for bank in model.reference_banks or ()],
+        repr(model.references),
         repr(model.image_score),
         repr(model.adaptation),
         model.tiles_per_side,

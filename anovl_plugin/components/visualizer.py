@@ -29,18 +29,18 @@ class ResultVisualizer(ImageVisualizer):
     have in common.
 
     Args:
-        fields: Panels that show one thing: ``image``, ``gt_mask``, ``pred_mask``, ``anomaly_map``. Defaults to None,
+        fields: Panels that show one thing: ``image``, ``gt_mask``, ``pred_mask``, ``anomaly_map``. Default: none,
             for the image.
-        overlay_fields: Panels that show some things over another. Defaults to None, for the map over the image, and
+        overlay_fields: Panels that show some things over another. Default: none, for the map over the image, and
             the outlines of what was found and of the ground truth.
-        field_size: Width and height in pixels that a panel fits into, with the aspect ratio of the image. Defaults to
+        field_size: Width and height in pixels that a panel fits into, with the aspect ratio of the image. Default:
             (384, 384).
-        fields_config: Settings of single fields, as in anomalib; not used here. Defaults to None.
+        fields_config: Settings of single fields, as in anomalib; not used here. Default: none.
         overlay_fields_config: ``color``, ``alpha`` and ``mode`` (``contour`` or ``fill``) of ``pred_mask`` and
-            ``gt_mask``, and ``alpha`` of ``anomaly_map``. Defaults to None.
-        text_config: ``enable``, ``font`` and ``size`` of the text. Defaults to None.
-        output_dir: Folder to write to. Defaults to None, for ``images`` in the folder of the run.
-        threads: Number of threads, 1 to 64. Defaults to 4.
+            ``gt_mask``, and ``alpha`` of ``anomaly_map``. Default: none.
+        text_config: ``enable``, ``font`` and ``size`` of the text. Default: none.
+        output_dir: Folder to write to. Default: none, for ``images`` in the folder of the run.
+        threads: Number of threads, 1 to 64. Default: 4.
 
     Raises:
         TypeError: If an argument has the wrong type.

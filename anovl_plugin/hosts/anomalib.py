@@ -1,6 +1,7 @@
 """What the package uses of anomalib beyond its public API."""
 
 from anomalib.data import AnomalibDataModule
+from anomalib.data.utils.image import is_image_file
 from anomalib.data.utils.tiler import ImageUpscaleMode, Tiler
 from anomalib.metrics import F1AdaptiveThreshold, MinMax
 from anomalib.post_processing import PostProcessor
@@ -20,6 +21,7 @@ __all__ = [
     "create_versioned_dir",
     "get_datasets_dir",
     "get_exportable_transform",
+    "is_image_file",
     "lacks_validation_set",
     "range_metrics",
     "replace_threshold_metrics",

@@ -1,8 +1,8 @@
 """Text banks on disk, so that a process that has seen neither the text tower nor the sentences need not encode them.
 
-A bank is found by what its embeddings depend on: the text tower, the sentences, and how the device multiplies. Which
-tower a file of weights holds is remembered, too, so that a bank can be found before the tower is loaded. The cache is
-never needed: where it cannot be read or written, banks are built.
+A bank is found by what its embeddings depend on: the text tower, the sentences, the words for defects, and how the
+device multiplies. Which tower a file of weights holds is remembered, too, so that a bank can be found before the tower
+is loaded. The cache is never needed: where it cannot be read or written, banks are built.
 """
 
 import hashlib
@@ -25,14 +25,13 @@ from torch import Tensor, nn
 
 from anovl_plugin.hosts.open_clip import is_causal
 from anovl_plugin.text.prompts import Prompts
-from anovl_plugin.text.text_bank import TextBank, hash_prompts
+from anovl_plugin.text.text_bank import EMBEDDINGS, TextBank, hash_prompts
 from anovl_plugin.text.text_tower import TextTower
 
 FOLDER_VARIABLE = "ANOVL_CACHE"
 # Change it whenever the same key could mean other embeddings.
-_FORMAT = "1"
+_FORMAT = "2"
 _PROBE = "A  Photo of 2 Wälzlager's 螺栓 &amp; bolts!"
-_BANKS = ("state_embeddings", "prompt_embeddings")
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +142,8 @@ class TextBankCache:
         prompts_hash = hash_prompts(prompts.ensemble(class_name, resolved))
         if fingerprint is None:
             return None
-        key = _key(fingerprint, prompts_hash, torch.device(device))
+        words = tuple(prompts.defect_states(class_name))
+        key = _key(fingerprint, prompts_hash, words, torch.device(device))
         path = self._path(key)
         try:
             tensors = _read(path, key)
@@ -156,16 +156,17 @@ class TextBankCache:
             return None
         with suppress(OSError):
             os.utime(path)
-        bank.state_embeddings, bank.prompt_embeddings = (tensors[name].to(device) for name in _BANKS)
-        bank.set_extra_state({"class_name": class_name, "domain": resolved, "prompts_hash": prompts_hash})
+        for name in EMBEDDINGS:
+            setattr(bank, name, tensors[name].to(device))
+        bank.class_name, bank.domain, bank.prompts_hash, bank.defect_words = class_name, resolved, prompts_hash, words
         return bank
 
     def save(self, fingerprint: str | None, bank: TextBank) -> None:
         """Store a text bank; nothing happens if the fingerprint is ``None``, or the folder cannot be written to."""
         if fingerprint is None or bank.prompts_hash is None:
             return
-        tensors = {name: getattr(bank, name).detach().cpu().contiguous() for name in _BANKS}
-        key = _key(fingerprint, bank.prompts_hash, bank.state_embeddings.device)
+        tensors = {name: getattr(bank, name).detach().cpu().contiguous() for name in EMBEDDINGS}
+        key = _key(fingerprint, bank.prompts_hash, bank.defect_words, bank.state_embeddings.device)
         self._write(self._path(key), save(tensors, {"sha256": _checksum(tensors, key)}))
 
     def recall(self, weights: Path, backbone: str) -> str | None:
@@ -232,14 +233,14 @@ def _vocabulary(tokenizer: Callable[[list[str]], Tensor]) -> dict[str, int] | No
     return None if get_vocabulary is None else dict(get_vocabulary())
 
 
-def _key(fingerprint: str, prompts_hash: str, device: torch.device) -> str:
-    parts = [_FORMAT, fingerprint, prompts_hash, device.type, torch.get_float32_matmul_precision()]
+def _key(fingerprint: str, prompts_hash: str, words: tuple[str, ...], device: torch.device) -> str:
+    parts = [_FORMAT, fingerprint, prompts_hash, words, device.type, torch.get_float32_matmul_precision()]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _checksum(tensors: dict[str, Tensor], key: str) -> str:
     digest = hashlib.sha256(key.encode())
-    for name in _BANKS:
+    for name in EMBEDDINGS:
         digest.update(f"{name} {tuple(tensors[name].shape)} {tensors[name].dtype}".encode())
         digest.update(tensors[name].numpy().tobytes())
     return digest.hexdigest()
@@ -249,7 +250,7 @@ def _read(path: Path, key: str) -> dict[str, Tensor]:
     # So that a missing file is one, whatever safetensors makes of it.
     path.stat()
     with safe_open(path, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in _BANKS}
+        tensors = {name: file.get_tensor(name) for name in EMBEDDINGS}
         if (file.metadata() or {}).get("sha256") != _checksum(tensors, key):
             msg = "its checksum is not that of its content"
             raise ValueError(msg)

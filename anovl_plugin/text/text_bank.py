@@ -1,6 +1,6 @@
 """The text bank: "normal" and "abnormal" in CLIP's joint space, with the class they belong to.
 
-Shapes: K prompts of both states together, C joint embedding width.
+Shapes: K prompts of both states together, D words for defects, C joint embedding width.
 """
 
 import hashlib
@@ -35,6 +35,12 @@ def hash_prompts(ensemble: PromptEnsemble) -> str:
     return hashlib.sha256("\0".join([*ensemble.normal, "", *ensemble.abnormal]).encode()).hexdigest()
 
 
+# Difference of cosines below which two unit vectors are the same one, rounded; different words are 1e-3 and more apart.
+_SAME = 1e-6
+# The tensors of a text bank.
+EMBEDDINGS = ("state_embeddings", "prompt_embeddings", "defect_embeddings")
+
+
 class TextBank(DynamicBufferMixin, Float32Buffers):
     """Text embeddings of a class, and which class and prompts they belong to.
 
@@ -44,6 +50,9 @@ class TextBank(DynamicBufferMixin, Float32Buffers):
     Attributes:
         state_embeddings: Unit vectors of "normal" and "abnormal", shape (2, C); empty until built.
         prompt_embeddings: Each prompt's own unit vector, the normal ones first, shape (K, C); empty until built.
+        defect_embeddings: Unit vectors of the words for defects, shape (D, C); each is formed like a state embedding,
+            from the prompts with its word. Empty until built.
+        defect_words: The D words.
         class_name: The class the bank was built for; ``None`` until built.
         domain: The domain of its prompts, such as ``object``; ``None`` until built.
         prompts_hash: SHA-256 of the sentences; ``None`` until built.
@@ -51,11 +60,14 @@ class TextBank(DynamicBufferMixin, Float32Buffers):
 
     state_embeddings: Tensor
     prompt_embeddings: Tensor
+    defect_embeddings: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("state_embeddings", torch.empty(0))
         self.register_buffer("prompt_embeddings", torch.empty(0))
+        self.register_buffer("defect_embeddings", torch.empty(0))
+        self.defect_words: tuple[str, ...] = ()
         self.class_name: str | None = None
         self.domain: str | None = None
         self.prompts_hash: str | None = None
@@ -73,6 +85,7 @@ class TextBank(DynamicBufferMixin, Float32Buffers):
             self.class_name == class_name
             and self.domain == prompts.resolve_domain(class_name, domain)
             and self.prompts_hash == hash_prompts(prompts.ensemble(class_name, domain))
+            and self.defect_words == tuple(prompts.defect_states(class_name))
         )
 
     def build(self, tower: TextTower, class_name: str, domain: str = "auto", prompts: Prompts | None = None) -> None:
@@ -90,23 +103,38 @@ class TextBank(DynamicBufferMixin, Float32Buffers):
         """
         (bank,) = build_text_banks(tower, [class_name], domain, prompts)
         self.set_extra_state(bank.get_extra_state())
-        self.state_embeddings, self.prompt_embeddings = bank.state_embeddings, bank.prompt_embeddings
+        for name in EMBEDDINGS:
+            setattr(self, name, getattr(bank, name))
 
     def copy(self) -> "TextBank":
         """Return a copy of the bank with tensors of its own; ordinary ones if made outside of inference mode."""
         bank = TextBank()
         bank.set_extra_state(self.get_extra_state())
-        bank.state_embeddings, bank.prompt_embeddings = self.state_embeddings.clone(), self.prompt_embeddings.clone()
+        for name in EMBEDDINGS:
+            setattr(bank, name, getattr(self, name).clone())
         return bank
+
+    def indistinct_words(self) -> list[str]:
+        """Return the words for defects that have the same embedding as another one, so that none can be told apart.
+
+        A CLIP that has never seen two words may encode them alike, as ``anovl-demo`` does.
+        """
+        alike = self.defect_embeddings @ self.defect_embeddings.mT > 1 - _SAME
+        return [word for word, row in zip(self.defect_words, alike, strict=True) if row.sum() > 1]
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return the identity of the bank, for the state dict."""
-        return {"class_name": self.class_name, "domain": self.domain, "prompts_hash": self.prompts_hash}
+        return {
+            "class_name": self.class_name,
+            "domain": self.domain,
+            "prompts_hash": self.prompts_hash,
+            "defect_words": list(self.defect_words),
+        }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore the identity of the bank from the state dict."""
         self.class_name, self.domain = state["class_name"], state["domain"]
-        self.prompts_hash = state["prompts_hash"]
+        self.prompts_hash, self.defect_words = state["prompts_hash"], tuple(state["defect_words"])
 
 
 def build_text_banks(
@@ -138,19 +166,21 @@ def build_text_banks(
         sizes = [len(state) for ensemble in ensembles for state in ensemble]
         of_states = embeddings.split(sizes)
         return [
-            _bank(class_name, prompts.resolve_domain(class_name, domain), ensemble, normal, abnormal)
-            for class_name, ensemble, normal, abnormal in zip(
-                class_names, ensembles, of_states[::2], of_states[1::2], strict=True
-            )
+            _bank(prompts, class_name, domain, *pair)
+            for class_name, pair in zip(class_names, zip(of_states[::2], of_states[1::2], strict=True), strict=True)
         ]
 
 
-def _bank(class_name: str, domain: str, ensemble: PromptEnsemble, normal: Tensor, abnormal: Tensor) -> TextBank:
-    bank = TextBank()
+def _bank(prompts: Prompts, class_name: str, domain: str, normal: Tensor, abnormal: Tensor) -> TextBank:
+    bank, words = TextBank(), tuple(prompts.defect_states(class_name))
     bank.state_embeddings = torch.stack([state_embedding(normal), state_embedding(abnormal)])
     bank.prompt_embeddings = F.normalize(torch.cat([normal, abnormal]), dim=-1)
-    _check_finite(bank.state_embeddings, bank.prompt_embeddings, f"of {class_name!r}")
-    bank.class_name, bank.domain, bank.prompts_hash = class_name, domain, hash_prompts(ensemble)
+    # For each template, the states of the defects come last.
+    by_state = abnormal.unflatten(0, (-1, len(prompts.abnormal_states) + len(words))).transpose(0, 1)
+    bank.defect_embeddings = state_embedding(by_state[len(prompts.abnormal_states) :])
+    _check_finite(bank, f"of {class_name!r}")
+    bank.class_name, bank.domain = class_name, prompts.resolve_domain(class_name, domain)
+    bank.prompts_hash, bank.defect_words = hash_prompts(prompts.ensemble(class_name, domain)), words
     return bank
 
 
@@ -167,8 +197,8 @@ def _what_to_shorten(tower: TextTower, prompts: Prompts, class_name: str, domain
     return "use a shorter class_name"
 
 
-def _check_finite(states: Tensor, prompts: Tensor, whose: str) -> None:
-    if not (states.isfinite().all() and prompts.isfinite().all()):
+def _check_finite(bank: TextBank, whose: str) -> None:
+    if not all(getattr(bank, name).isfinite().all() for name in EMBEDDINGS):
         msg = f"the text bank {whose} holds NaN or infinite values, so the weights or the checkpoint are damaged"
         raise ValueError(msg)
 
@@ -176,4 +206,4 @@ def _check_finite(states: Tensor, prompts: Tensor, whose: str) -> None:
 def _check_loaded(bank: nn.Module, incompatible_keys: object) -> None:
     del incompatible_keys
     if isinstance(bank, TextBank):
-        _check_finite(bank.state_embeddings, bank.prompt_embeddings, f"of {bank.class_name!r} in the checkpoint")
+        _check_finite(bank, f"of {bank.class_name!r} in the checkpoint")

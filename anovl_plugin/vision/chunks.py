@@ -1,7 +1,7 @@
 """Large batches in chunks, so that memory does not grow with the number of images, views or tiles."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,7 +21,8 @@ def in_chunks(function: Callable[[Tensor], Tokens], images: Tensor, size: int = 
     the batch is not split.
 
     Args:
-        function: Maps images (M, ...) to a tensor or a named tuple of tensors whose first dimension is M.
+        function: Maps images (M, ...) to a tensor, or to a named tuple of tensors and ``None``; the first dimension of
+            each tensor is M.
         images: Shape (B, ...).
         size: Most images per call. Default: 32.
 
@@ -37,4 +38,5 @@ def in_chunks(function: Callable[[Tensor], Tokens], images: Tensor, size: int = 
     parts = [function(part) for part in images.split(size)]
     if isinstance(parts[0], Tensor):
         return torch.cat(parts)
-    return type(parts[0])(*map(torch.cat, zip(*parts, strict=True)))
+    fields: list[Any] = [None if each[0] is None else torch.cat(each) for each in zip(*parts, strict=True)]
+    return type(parts[0])(*fields)

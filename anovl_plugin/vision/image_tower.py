@@ -1,8 +1,9 @@
 """The image tower of a CLIP: images in, tokens of the joint space out; loaded when it is first needed.
 
-Shapes: M images, N patches per image, C joint embedding width.
+Shapes: M images, N patches per image, D transformer width, C joint embedding width, S depths.
 """
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -56,6 +57,11 @@ class ImageTower(nn.Module):
     def device(self) -> torch.device:
         """Device of the tower, or where it will be once it is loaded."""
         return self._placement.device
+
+    @property
+    def has_spec(self) -> bool:
+        """Whether architecture, size and normalization are known."""
+        return self._spec is not None
 
     @property
     def is_loaded(self) -> bool:
@@ -112,12 +118,21 @@ class ImageTower(nn.Module):
             )
             raise ValueError(msg)
 
-    def forward(self, images: Tensor) -> VisionTokens:
+    @property
+    def num_blocks(self) -> int:
+        """Number of blocks of the vision transformer."""
+        return int(self.spec.config["vision_cfg"].get("layers", 12))
+
+    def forward(self, images: Tensor, depths: Sequence[int] = ()) -> VisionTokens:
         """Return class tokens (M, C) and value-wise patch tokens (M, N, C) of normalized images (M, 3, H, W).
 
         Images of another precision are cast: a trainer casts the tower, but not always the images.
+
+        Args:
+            images: Normalized images of the tower's size.
+            depths: Blocks of the original path to return the patch tokens of as well, (M, S, N, D). Default: none.
         """
-        return VisionTokens(*value_wise_forward(self.visual, images.to(self._placement.dtype)))
+        return value_wise_forward(self.visual, images.to(self._placement.dtype), depths)
 
     def class_token(self, images: Tensor) -> Tensor:
         """Return class tokens (M, C) of normalized images (M, 3, H, W), slightly cheaper than with patch tokens."""

@@ -8,10 +8,10 @@ attention whose queries and keys are the values themselves:
 
 with q, k, v from LN₁(xⁱ⁻¹) of the *original* path. Nothing is trained, and the original path is CLIP's own.
 
-Shapes: B images, N patches (h·w in row-major order), D transformer width, C joint embedding width.
+Shapes: B images, N patches (h·w in row-major order), D transformer width, C joint embedding width, S depths.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,10 +27,13 @@ class VisionTokens(NamedTuple):
     Attributes:
         class_token: Projected class tokens of the original path, CLIP's own image embedding, shape (B, C).
         patch_tokens: Projected patch tokens, shape (B, N, C).
+        block_tokens: Patch tokens of the original path after chosen blocks, in the tower's own space, shape
+            (B, S, N, D); ``None`` if no block was chosen.
     """
 
     class_token: Tensor
     patch_tokens: Tensor
+    block_tokens: Tensor | None = None
 
 
 def embed_patches(visual: VisionTransformer, images: Tensor) -> Tensor:
@@ -137,7 +140,7 @@ def original_forward(visual: VisionTransformer, images: Tensor) -> VisionTokens:
     return VisionTokens(joint[:, 0], joint[:, 1:])
 
 
-def value_wise_forward(visual: VisionTransformer, images: Tensor) -> VisionTokens:
+def value_wise_forward(visual: VisionTransformer, images: Tensor, depths: Sequence[int] = ()) -> VisionTokens:
     """Run both paths of a CLIP vision transformer.
 
     The class token equals ``visual(images)``; the patch tokens are those of the last block's value-wise path.
@@ -146,9 +149,12 @@ def value_wise_forward(visual: VisionTransformer, images: Tensor) -> VisionToken
         visual: An open_clip vision transformer whose image embedding is its projected class token
             (see :func:`anovl_plugin.vision.backbone.check_visual`).
         images: Normalized images of the tower's size, shape (B, 3, H, W).
+        depths: Blocks of the original path to return the patch tokens of as well, each from 1 to the number of blocks.
+            Default: none.
 
     Returns:
-        Class tokens (B, C) and patch tokens (B, N, C), not normalized.
+        Class tokens (B, C), patch tokens (B, N, C) and, with depths, tokens of these blocks (B, S, N, D), none of them
+        normalized.
 
     Example:
         >>> import torch
@@ -160,15 +166,20 @@ def value_wise_forward(visual: VisionTransformer, images: Tensor) -> VisionToken
         (torch.Size([3, 16]), torch.Size([3, 16, 16]))
     """
     tokens = value_wise = embed_patches(visual, images)
-    for block, num_queries in _blocks(visual):
+    kept: dict[int, Tensor] = {}
+    for depth, (block, num_queries) in enumerate(_blocks(visual, whole=max(depths, default=0)), start=1):
         original_residual, value_wise_residual = attention_residuals(block, tokens, num_queries)
         value_wise = value_wise + value_wise_residual
         tokens = add_feed_forward(block, tokens[:, :num_queries] + original_residual)
-    return VisionTokens(to_joint_space(visual, tokens[:, 0]), to_joint_space(visual, value_wise[:, 1:]))
+        if depth in depths:
+            kept[depth] = tokens[:, 1:]
+    block_tokens = torch.stack([kept[depth] for depth in depths], dim=1) if depths else None
+    return VisionTokens(to_joint_space(visual, tokens[:, 0]), to_joint_space(visual, value_wise[:, 1:]), block_tokens)
 
 
-def _blocks(visual: VisionTransformer) -> Iterator[tuple[ResidualAttentionBlock, int | None]]:
-    # Only the class token of the last block's original path is used.
+def _blocks(visual: VisionTransformer, whole: int = 0) -> Iterator[tuple[ResidualAttentionBlock, int | None]]:
+    """Yield each block and the number of tokens of the original path to compute in it, all up to block ``whole``."""
+    # Only the class token of the last block's original path is used otherwise.
     blocks = visual.transformer.resblocks
-    for index, block in enumerate(blocks):
-        yield block, 1 if index == len(blocks) - 1 else None
+    for depth, block in enumerate(blocks, start=1):
+        yield block, 1 if depth == len(blocks) > whole else None

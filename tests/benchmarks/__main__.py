@@ -29,7 +29,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.benchmark import Timer
 
-from anovl_plugin import AnoVL, AnoVLModel, GlobalScore, TextAdapter, TextBank, value_wise_forward
+from anovl_plugin import (
+    AnoVL,
+    AnoVLModel,
+    GlobalScore,
+    PatchMemory,
+    PatchSubspace,
+    TextAdapter,
+    TextBank,
+    value_wise_forward,
+)
 from anovl_plugin.demo import DemoSurfaces
 from anovl_plugin.scoring.adaptation import adapt_tokens
 from anovl_plugin.text.prompts import prompt_ensemble
@@ -111,6 +120,19 @@ def bench_patchcore(setting: Setting) -> Iterator[Line]:
     model, images, theirs = setting.model(), setting.images(BATCH), setting.images(BATCH, 256)
     times = in_turns(lambda: patchcore(theirs), lambda: model(images), max(1, setting.rounds // 3))
     yield ratio(f"Patchcore, {PATCHCORE_BANK:,} patches ÷ training-free map", times, BATCH)
+
+
+@torch.inference_mode()
+def bench_references(setting: Setting) -> Iterator[Line]:
+    """Compare scoring with 4 reference images with scoring without, and measure their banks."""
+    images, shots = setting.images(BATCH), [*setting.images(4).float()]
+    zero_shot = setting.model()
+    for part, goal in ((PatchSubspace(), "≤ 1.10"), (PatchMemory(), "≤ 1.25")):
+        model = setting.model(references=part)
+        model.build_reference_bank(shots)
+        times = in_turns(lambda model=model: model(images), lambda: zero_shot(images), setting.rounds)
+        size = sum(bank.num_bytes for bank in model.reference_banks) / 1e6
+        yield ratio(f"{type(part).__name__}, 4 images, {size:.1f} MB ÷ zero-shot", times, BATCH, goal)
 
 
 @torch.inference_mode()
@@ -254,6 +276,7 @@ ON_TENSORS = {
     "views": bench_views,
     "adaptation": bench_adaptation,
     "patchcore": bench_patchcore,
+    "references": bench_references,
     "prompts": bench_prompts,
 }
 ON_CPU = {"test": bench_test_stage, "memory": bench_memory, "openvino": bench_openvino}

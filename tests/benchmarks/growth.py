@@ -73,7 +73,7 @@ def make_model(weights: str, **options: object) -> AnoVLModel:
     """Return a model with a text bank of noise."""
     model = AnoVLModel(pretrained=weights, **options).eval()
     model.image_tower.load()
-    model.text_bank = noisy_bank(model.image_tower.visual.output_dim, BASELINE_PROMPTS)
+    model.text_banks.replace([noisy_bank(model.image_tower.visual.output_dim, BASELINE_PROMPTS)])
     return model
 
 

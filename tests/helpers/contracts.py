@@ -30,6 +30,9 @@ from anovl_plugin import (
     ImageScore,
     LinearAdapter,
     MapScore,
+    PatchMemory,
+    PatchSubspace,
+    References,
     TextAdapter,
     ZeroShotPostProcessor,
     load_backbone,
@@ -231,6 +234,14 @@ ADAPTATION = part(
     "use LinearAdapter, TextAdapter, or the class path of your own",
     "does not accept",
 ).or_none()
+REFERENCES = part(
+    References,
+    ("PatchMemory", "PatchSubspace"),
+    ({"class_path": "PatchSubspace", "init_args": {"variance": 0.5}},),
+    "must be an instance of References or name its class",
+    "PatchMemory, PatchSubspace, or the class path of your own",
+    "does not accept",
+).or_none()
 IMAGE_SCORE = part(
     ImageScore,
     ("global", "map", "both", "GlobalScore", "MapScore", "CombinedScore"),
@@ -326,8 +337,19 @@ MODEL = {
     "image_score": IMAGE_SCORE,
     "tiles_per_side": whole_number(1, 64, "must be a number of tiles along the short side, 1 to 64").or_none(),
     "adaptation": ADAPTATION,
+    "references": REFERENCES,
     "cache": flag("must be true or false"),
 }
+FEW_SHOT = {
+    "k_shot": whole_number(0, 100_000, "must be a number of reference images, 0 to 100000"),
+    "few_shot_source": Kind(
+        lambda value: value is None or isinstance(value, str | Path),
+        lambda value: value is None or (str(value) != "" and "\0" not in str(value)),
+        ("must be the path of a folder of reference images",),
+        ("shots", Path("more/shots")),
+    ),
+}
+UP_TO_ADAPTATION = {name: kind for name, kind in MODEL.items() if name not in {"references", "cache"}}
 COMPONENTS = {
     "pre_processor": component(nn.Module, AntialiasedPreProcessor(Resize(96))),
     "post_processor": component(nn.Module, ZeroShotPostProcessor()),
@@ -344,6 +366,21 @@ ADAPTER = {
     "noise_std": number(0, 100, "must be a number from 0 to 100"),
     "seed": whole_number(0, 2**63 - 1, "must be a whole number of at least 0"),
     "batch_size": whole_number(1, 2**63 - 1, "must be a whole number of at least 1"),
+}
+DEPTHS = Kind(
+    lambda value: value is None or (isinstance(value, list | tuple) and all(map(is_whole, value))),
+    lambda value: value is None or (value and min(value) >= 1 and max(value) < 2**63 and len(set(value)) == len(value)),
+    ("must be a list of different block numbers", "nothing to compare; set one of them"),
+    ([1], (2, 5), [np.int64(3)], [1, 1], [0], [1, 2.0], [True], [2, "3"], [2**63]),
+)
+SHARE = number(0, 1, "must be a number from 0 to 1", "must be above 0")
+SHARE = SHARE._replace(in_range=lambda value: 0 < value <= 1, samples=(*SHARE.samples, 0.3))
+COMPARED = {
+    "weight": number(0, 1, "must be a number from 0 to 1"),
+    "depths": DEPTHS,
+    "value_wise": flag("must be true or false"),
+    "views": VIEWS,
+    "top_fraction": TOP_FRACTION,
 }
 SWITCH = flag("must be true or false")
 SENSITIVITY = number(0, 1, "must be a number from 0 to 1", has_type=is_real)
@@ -370,10 +407,18 @@ def is_folder_path(value: object) -> bool:
 
 
 CONTRACTS: dict[Callable, dict[str, Kind]] = {
-    AnoVL: MODEL | {"class_name": CLASS_NAMES, "save_backbone": flag("must be true or false")} | COMPONENTS | RUN,
+    AnoVL: UP_TO_ADAPTATION
+    | FEW_SHOT
+    | MODEL
+    | {"class_name": CLASS_NAMES, "save_backbone": flag("must be true or false")}
+    | COMPONENTS
+    | RUN,
     AnoVLModel: MODEL,
     TextAdapter: ADAPTER,
     LinearAdapter: ADAPTER,
+    PatchMemory: COMPARED
+    | {"coreset": SHARE.or_none(), "unlabelled": flag("must be true or false"), "lowest_share": SHARE},
+    PatchSubspace: COMPARED | {"variance": number(0, 0.999, "must be a number from 0 to 0.999")},
     GlobalScore: {"views": VIEWS},
     MapScore: {"top_fraction": TOP_FRACTION},
     CombinedScore: {"views": VIEWS, "top_fraction": TOP_FRACTION},
@@ -428,7 +473,8 @@ CONTRACTS: dict[Callable, dict[str, Kind]] = {
 }
 # Arguments to pass with the one that is tried, so that nothing is downloaded.
 WITH: dict[Callable, dict[str, object]] = {
-    AnoVL: {"backbone": "anovl-demo", "visualizer": False},
+    # References without reference images are an error.
+    AnoVL: {"backbone": "anovl-demo", "visualizer": False, "k_shot": 1},
     AnoVLModel: {"backbone": "anovl-demo"},
     load_backbone: {"backbone": "anovl-demo"},
     prompt_ensemble: {"class_name": "bottle"},

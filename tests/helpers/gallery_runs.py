@@ -32,7 +32,7 @@ def predict(name, score=0.1, truth="", *, words=(), class_name="nut", threshold=
         "ground_truth": truth,
         "milliseconds": 7.5,
         "size": SIZE,
-        "categories": list(words),
+        "words": list(words),
     }
     return Prediction(**{**values, **more})
 

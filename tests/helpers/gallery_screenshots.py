@@ -32,8 +32,9 @@ def run_materials(root: Path) -> Path:
 
 def take_screenshots(gallery: Path, folder: Path) -> None:
     """Write the gallery and an image that is open, on a wide and on a narrow screen."""
-    with open_browser() as browser:
-        for name, size in (("wide", WIDE), ("narrow", NARROW)):
+    for name, size in (("wide", WIDE), ("narrow", NARROW)):
+        # Chromium may still be changing screens when it should draw.
+        with open_browser() as browser:
             page = Page(browser, gallery, size)
             take_screenshot(browser, folder / f"gallery_{name}.jpg")
             page.all(".card")[0].click()

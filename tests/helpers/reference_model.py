@@ -145,9 +145,9 @@ class Vision:
                 tokens.append(torch.einsum("ochw,chw->o", kernel, window))
         return self.norm(torch.stack(tokens) + self.weight("positional_embedding"), "ln_pre")
 
-    def __call__(self, image: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, image: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         x = self.tokens_of(image.double())
-        local = x.clone()
+        local, after = x.clone(), []
         for layer in range(self.layers):
             block = f"transformer.resblocks.{layer}"
             inside = self.linear(
@@ -159,8 +159,9 @@ class Vision:
             local = local + self.scale(self.linear(attend(v, v, v, self.heads), *out), f"{block}.ls_1.gamma")
             x = x + self.scale(self.linear(attend(q, k, v, self.heads), *out), f"{block}.ls_1.gamma")
             x = x + self.scale(self.mlp(self.norm(x, f"{block}.ln_2"), block), f"{block}.ls_2.gamma")
+            after.append(x[1:])
         projection = self.weight("proj")
-        return self.norm(x, "ln_post")[0] @ projection, self.norm(local, "ln_post")[1:] @ projection
+        return self.norm(x, "ln_post")[0] @ projection, self.norm(local, "ln_post")[1:] @ projection, after
 
 
 def vision_tokens(visual: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,6 +169,13 @@ def vision_tokens(visual: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     vision = Vision(visual)
     pairs = [vision(image) for image in images]
     return torch.stack([pair[0] for pair in pairs]), torch.stack([pair[1] for pair in pairs])
+
+
+def block_tokens(visual: nn.Module, images: Tensor, depths: tuple[int, ...]) -> Tensor:
+    """Return the original path's patch tokens after each of some blocks, counted from 1, (B, S, N, D)."""
+    vision = Vision(visual)
+    after = [vision(image)[2] for image in images]
+    return torch.stack([torch.stack([tokens[depth - 1] for depth in depths]) for tokens in after])
 
 
 def p_abnormal(token: Tensor, states: Tensor) -> float:

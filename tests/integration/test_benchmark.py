@@ -88,11 +88,11 @@ def clock(monkeypatch):
 @pytest.mark.parametrize("batch_size", [4, 9], ids=["three batches", "one batch"])
 def test_time_per_image_leaves_out_warm_up_and_text_bank(clock, monkeypatch, images, tmp_path, batch_size):
     forward_seconds = iter([500, *[2] * 10])
-    forward = clock.after(AnoVLModel.forward, lambda _, batch: len(batch) * next(forward_seconds))
+    forward = clock.after(AnoVLModel.forward, lambda _, batch, *__: len(batch) * next(forward_seconds))
     monkeypatch.setattr(AnoVLModel, "forward", forward)
     monkeypatch.setattr(AnoVLModel, "load", clock.after(AnoVLModel.load, lambda model: 0 if model.is_loaded else 7000))
-    build = clock.after(AnoVLModel.build_text_bank, lambda model, *_: 0 if model.text_bank.is_built else 100)
-    monkeypatch.setattr(AnoVLModel, "build_text_bank", build)
+    build = clock.after(AnoVLModel.build_text_banks, lambda model, *_: 0 if model.text_banks.is_built else 100)
+    monkeypatch.setattr(AnoVLModel, "build_text_banks", build)
     model = benchmark.BenchmarkAnoVL(**DEMO)
     logged = benchmark_model(model, data_of(images, batch_size), tmp_path)
     assert (logged["seconds_per_image"], logged["setup_seconds"]) == (2, 100)
@@ -245,6 +245,24 @@ def test_settings_that_a_model_does_not_have_are_refused():
         benchmark.BenchmarkPatchcore(**PATCHCORE, adaptation="TextAdapter")
 
 
+def test_a_fitted_model_sees_as_many_training_images_as_a_few_shot_model(monkeypatch, images, tmp_path):
+    seen = []
+    forward = PatchcoreModel.forward
+
+    def watch(model, batch):
+        seen.append(len(batch) if model.training else 0)
+        return forward(model, batch)
+
+    monkeypatch.setattr(PatchcoreModel, "forward", watch)
+    datamodule = DemoSurfaces(images, "wood", train_batch_size=1)
+    benchmark_model(benchmark.BenchmarkPatchcore(**PATCHCORE, k_shot=3), datamodule, tmp_path)
+    assert sum(seen) == 3
+    few = benchmark.BenchmarkAnoVL(**DEMO, k_shot=3)
+    benchmark_model(few, datamodule, tmp_path)
+    (bank,) = few.model.reference_banks
+    assert bank.identity.num_images == 3
+
+
 def test_any_model_of_anomalib_has_a_benchmark_version():
     padim = benchmark.BenchmarkPadim
     assert padim is benchmark.BenchmarkPadim
@@ -265,7 +283,7 @@ def containers(path):
 
 
 def test_configs_are_those_of_the_four_datasets():
-    assert [path.stem for path in CONFIGS] == ["demo", "folder", "mvtec", "visa"]
+    assert [path.stem for path in CONFIGS] == ["demo", "few_shot", "folder", "mvtec", "visa"]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -282,7 +300,8 @@ def test_config_is_one_that_the_pipeline_takes(path):
     # The columns of the CSV are those of the first run.
     assert len({tuple(sorted(flatten_dict(run))) for run in runs}) == 1
     models = {run["model"]["class_path"]: run["model"]["init_args"] for run in runs}
-    assert set(models) == {f"{PACKAGE}.Benchmark{name}" for name in ("AnoVL", "WinClip", "Patchcore")}
+    compared = ("AnoVL", "Patchcore") if path.stem == "few_shot" else ("AnoVL", "WinClip", "Patchcore")
+    assert set(models) == {f"{PACKAGE}.Benchmark{name}" for name in compared}
     for run_ in runs:
         kind = getattr(benchmark, last_name(run_["model"]["class_path"]))
         known = {name for base in kind.__mro__ for name in signature(base.__init__).parameters}
@@ -290,7 +309,10 @@ def test_config_is_one_that_the_pipeline_takes(path):
         assert get_datamodule(run_["data"]).eval_batch_size == run_["data"]["init_args"]["eval_batch_size"]
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+ZERO_SHOT = [path for path in CONFIGS if path.stem != "few_shot"]
+
+
+@pytest.mark.parametrize("path", ZERO_SHOT, ids=lambda path: path.stem)
 def test_config_compares_anovl_without_and_with_the_papers_views_and_adaptation(path):
     settings = [run["model"] for run in containers(path) if run["model"]["class_path"] == f"{PACKAGE}.BenchmarkAnoVL"]
     # Each model runs on all categories before the next.

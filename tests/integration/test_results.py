@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 import yaml
 from anomalib.data import Folder
+from anomalib.visualization import ImageVisualizer
 from PIL import Image
 
 from anovl_plugin.components.predictions import COLUMNS
@@ -341,6 +342,26 @@ def test_a_second_run_of_an_engine_has_a_folder_of_its_own(make, bare, tmp_path)
         rows = rows_of(tmp_path / "AnoVL" / name)
         assert [Path(row["image_path"]).name for row in rows] == ["000.png", "001.png"]
     assert sorted(path.name for path in (tmp_path / "AnoVL").iterdir()) == ["latest", "v0", "v1"]
+
+
+def test_the_visualizer_of_anomalib_follows_the_folder(make, bare, tmp_path):
+    engine, model = quiet_engine(tmp_path), make(class_name="nut", visualizer=ImageVisualizer(field_size=(32, 32)))
+    for _ in range(2):
+        engine.predict(model, data_path=bare)
+    for name in ("v0", "v1"):
+        assert len(list((tmp_path / "AnoVL" / name / "images").rglob("*.png"))) == 2
+
+
+def test_regions_have_the_names_of_defects(day, tmp_path):
+    (tmp_path / "defects.yaml").write_text("extends: paper\ndefects: [crack, hole]\n")
+    call(f"predict {MODEL} --model.prompts defects.yaml --data {day}/line1/000.png", tmp_path)
+    folder = tmp_path / "results" / "AnoVL" / "latest"
+    (row,) = rows_of(folder)
+    assert re.fullmatch(r"(crack|hole) 0\.\d\d, (crack|hole) 0\.\d\d", row["explanation"])
+    found = json.loads((folder / "predictions.json").read_text())
+    names = {category["id"]: category["name"] for category in found["categories"]}
+    assert {names[note["category_id"]] for note in found["annotations"]} <= {"crack", "hole", "anomaly"}
+    assert len(found["annotations"]) == int(row["regions"]) > 0
 
 
 def test_a_program_goes_on_after_an_unreadable_image(make, bare, tmp_path, caplog):

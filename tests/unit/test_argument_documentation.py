@@ -15,6 +15,8 @@ from anovl_plugin import (
     GlobalScore,
     LinearAdapter,
     MapScore,
+    PatchMemory,
+    PatchSubspace,
     TextAdapter,
     ZeroShotPostProcessor,
     load_backbone,
@@ -25,6 +27,7 @@ from tests.helpers.contracts import CONTRACTS
 README = Path(__file__).parents[2] / "README.md"
 DOCUMENTED = (
     *(AnoVL, AnoVLModel, TextAdapter, LinearAdapter, GlobalScore, MapScore, CombinedScore),
+    *(PatchMemory, PatchSubspace),
     *(ZeroShotPostProcessor, AntialiasedPreProcessor, DemoSurfaces, load_backbone),
 )
 COMPONENTS = ("pre_processor", "post_processor", "evaluator", "visualizer")
@@ -55,7 +58,10 @@ def described(kind: Callable) -> dict[str, str]:
 def test_readme_lists_the_arguments_in_their_order_with_their_defaults():
     defaults = {name: value for name, value in defaults_of(AnoVL).items() if name not in COMPONENTS}
     shown = {None: "none", False: "`false`", True: "`true`"}
-    expected = {name: shown.get(value, f"`{value}`") for name, value in defaults.items()}
+    # 0 equals False.
+    expected = {
+        name: f"`{value}`" if type(value) is int else shown.get(value, f"`{value}`") for name, value in defaults.items()
+    }
     assert list(rows_of_readme().items()) == list(expected.items())
 
 
@@ -87,10 +93,18 @@ def test_description_is_a_sentence_that_states_default_and_range(kind, name):
         assert bound > 10**9 or re.search(rf"\b{bound}\b", text[: found.start(1)])
 
 
+def test_defaults_are_stated_in_one_form():
+    files = (README.parent / "anovl_plugin").rglob("*.py")
+    assert not [path for path in files if re.search(r"[Dd]efaults?\s+(to|is)\b", path.read_text("utf-8"))]
+
+
 def test_model_has_the_arguments_of_the_anomalib_model_that_concern_it():
     own = defaults_of(AnoVLModel)
     assert own.items() <= defaults_of(AnoVL).items()
-    assert set(defaults_of(AnoVL)) - set(own) == {"save_backbone", *COMPONENTS, "on_error", "save_maps"}
+    assert set(defaults_of(AnoVL)) - set(own) == {
+        *("k_shot", "few_shot_source", "save_backbone", "on_error", "save_maps"),
+        *COMPONENTS,
+    }
 
 
 @pytest.mark.parametrize("kind", [AnoVL, AnoVLModel])

@@ -35,7 +35,7 @@ class Stripes(PaintJob):
 
 @dataclasses.dataclass
 class Explosive(PaintJob):
-    """Raises, when it is made, what it is told to."""
+    """Raises a given exception when it is created."""
 
     error: str = "ValueError"
 

@@ -163,6 +163,7 @@ def test_name_is_what_it_was(row):
 
 
 NAMES = [
+    ("anomalib.data.utils.image", "is_image_file"),
     ("anomalib.pre_processing.utils.spec", "transform_to_spec"),
     ("anomalib.pre_processing.utils.transform", "get_exportable_transform"),
     ("anomalib.utils.path", "create_versioned_dir"),

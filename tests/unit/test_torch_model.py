@@ -122,6 +122,7 @@ def test_the_state_dict_holds_the_image_tower_the_bank_and_what_they_are(own):
         "text_banks.0._extra_state",
         "text_banks.0.state_embeddings",
         "text_banks.0.prompt_embeddings",
+        "text_banks.0.defect_embeddings",
     }
     assert not own._text_tower.is_loaded
     assert {id(weight) for weight in own.parameters()} == {id(weight) for weight in own.image_tower.visual.parameters()}

@@ -72,6 +72,9 @@ def test_file_is_assembled_of_lines(tmp_path):
         # Another process may have had the same image.
         {"image": {"file_name": "a.png"}, "annotations": [note]},
         {"image": {"file_name": "c.png"}, "annotations": [note]},
+        # Datasets may not know where their images are.
+        {"image": {"file_name": ""}, "annotations": []},
+        {"image": {"file_name": ""}, "annotations": []},
     ]
     (tmp_path / "lines").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     assemble(tmp_path / "lines", tmp_path / "coco.json", {"description": "test"})
@@ -81,6 +84,8 @@ def test_file_is_assembled_of_lines(tmp_path):
         {"id": 1, "file_name": "a.png"},
         {"id": 2, "file_name": "b.png"},
         {"id": 3, "file_name": "c.png"},
+        {"id": 4, "file_name": ""},
+        {"id": 5, "file_name": ""},
     ]
     assert [(each["id"], each["image_id"], each["category_id"]) for each in found["annotations"]] == [
         (1, 1, 2),

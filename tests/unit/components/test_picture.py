@@ -61,6 +61,7 @@ def test_verdict_in_words(label, truth, verdict, mistake):
         ({"threshold": None}, ["score 0.800"]),
         ({"score": 0.50004}, ["score 0.500040, threshold 0.500000"]),
         ({"explanation": "crack 71 %"}, ["score 0.800, threshold 0.500", "crack 71 %"]),
+        ({"explanation": "crack 71 %", "label": "normal"}, ["score 0.800, threshold 0.500"]),
         ({"image": None, "score": None}, ["The image file can no longer be read."]),
     ],
 )

@@ -3,6 +3,7 @@
 import csv
 import io
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -71,6 +72,24 @@ def test_rows(batch):
     assert tuple(first) == COLUMNS
 
 
+def test_regions_are_called_by_a_word_that_most_speaks_for(batch, monkeypatch):
+    def describe(batch):
+        regions = [
+            SimpleNamespace(shares=shares) for shares in ({"dent": 0.6, "rust": 0.4}, {"rust": 0.5, "dent": 0.5})
+        ]
+        return [SimpleNamespace(regions=regions[: 2 * (index == 0)]) for index in range(len(batch))]
+
+    monkeypatch.setattr("anovl_plugin.components.predictions.describe", describe)
+    first, second = (prediction.to_coco("a.png") for prediction in predictions_of(batch, FACTS))
+    assert [note["category"] for note in first["annotations"]] == ["dent", "anomaly"]
+    assert not second["annotations"]
+
+
+def test_a_normal_image_has_no_explanation(batch):
+    batch.explanation = ["a dent", "a dent"]
+    assert [prediction.explanation for prediction in predictions_of(batch, FACTS)] == ["a dent", ""]
+
+
 def test_bare_scores(batch):
     for name in ("anomaly_map", "pred_mask", "pred_label", "gt_label", "explanation"):
         setattr(batch, name, None)
@@ -137,6 +156,12 @@ def test_classes_may_have_different_thresholds(tmp_path):
     assert text.startswith("2 images, 0 abnormal, 0 unreadable\n")
 
 
+def test_nothing_is_called_normal_where_nothing_was_decided(tmp_path):
+    rows = [Prediction("a.png", score=0.9).to_row()]
+    text = describe(summarize(write_table(tmp_path / "t.csv", rows)), Path("v0"), {})
+    assert text == "1 image, 0 unreadable\nhighest scores:\n  0.900            a.png\nresults: v0"
+
+
 def test_summary_of_a_long_table(tmp_path):
     scores = np.random.default_rng(0).permutation(3000) / 3000
     rows = [Prediction(f"{score:.4f}", score=score, label="normal").to_row() for score in scores]
@@ -149,7 +174,7 @@ def test_summary_names_twenty_unreadable_images(tmp_path):
     text = describe(summarize(write_table(tmp_path / "t.csv", rows)), Path(), {})
     assert text.count("is cut") == 20
     assert "not read: 5 more, which are in the table" in text
-    assert text.startswith("25 images, 0 abnormal, 25 unreadable\n")
+    assert text.startswith("25 images, 25 unreadable\n")
 
 
 def test_table_is_plain_csv(batch):

@@ -9,6 +9,8 @@ from anomalib.data import InferenceBatch
 
 from anovl_plugin import AnoVLModel, MapScore
 from anovl_plugin.components.validated_results import ValidatedResults
+from anovl_plugin.scoring.defect_names import DefectMatch
+from anovl_plugin.torch_model import ScoredImages
 
 
 @pytest.fixture
@@ -16,8 +18,9 @@ def model():
     return AnoVLModel("anovl-demo", class_name="brick")
 
 
-def results(number: int = 2, side: int = 4) -> InferenceBatch:
-    return InferenceBatch(pred_score=torch.rand(number), anomaly_map=torch.rand(number, 1, side, side))
+def results(number: int = 2, side: int = 4) -> ScoredImages:
+    scores = InferenceBatch(pred_score=torch.rand(number), anomaly_map=torch.rand(number, 1, side, side))
+    return ScoredImages(scores, [None] * number)
 
 
 def kept(model: AnoVLModel, images: torch.Tensor, index: torch.Tensor | None = None) -> ValidatedResults:
@@ -30,13 +33,24 @@ def test_the_same_batch_has_the_same_results(model):
     images, store, expected = torch.rand(2, 3, 8, 8), ValidatedResults(), results()
     store.keep(model, images, None, expected)
     found = store.find(model, images.clone(), None)
-    assert torch.equal(found.pred_score, expected.pred_score)
-    assert torch.equal(found.anomaly_map, expected.anomaly_map)
-    found.anomaly_map.zero_()
-    expected.pred_score.zero_()
+    assert torch.equal(found.scores.pred_score, expected.scores.pred_score)
+    assert torch.equal(found.scores.anomaly_map, expected.scores.anomaly_map)
+    found.scores.anomaly_map.zero_()
+    expected.scores.pred_score.zero_()
     again = store.find(model, images, None)
-    assert again.anomaly_map.any()
-    assert again.pred_score.any()
+    assert again.scores.anomaly_map.any()
+    assert again.scores.pred_score.any()
+
+
+def test_matches_are_kept_and_counted(model):
+    images, store = torch.rand(2, 3, 8, 8), ValidatedResults(max_bytes=200)
+    match = DefectMatch(("rust",), torch.rand(1, 9, 1), (8, 8), (3, 3), None, 0.1)
+    expected = results()._replace(matches=[match, None])
+    store.keep(model, images, None, expected)
+    assert store.find(model, images, None).matches == [match, None]
+    store.clear()
+    store.keep(model, images, None, expected._replace(matches=[match, match]))
+    assert len(store) == 0
 
 
 @pytest.mark.parametrize(

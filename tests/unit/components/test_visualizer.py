@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -56,6 +57,14 @@ def test_pictures_of_items_and_batches(batch):
     item = next(iter(batch))
     for one in (visualizer.visualize(item), visualizer(item.to_numpy() if hasattr(item, "to_numpy") else item)):
         np.testing.assert_array_equal(np.asarray(one), np.asarray(pictures[0]))
+
+
+def test_files_of_16_bits_look_like_those_of_8(batch):
+    visualizer = ResultVisualizer(field_size=(64, 64))
+    expected = np.asarray(visualizer.visualize(batch)[0])
+    path = batch.image_path[0]
+    cv2.imwrite(path, cv2.imread(path).astype(np.uint16) * 257)
+    np.testing.assert_array_equal(np.asarray(visualizer.visualize(batch)[0]), expected)
 
 
 def test_folder_of_ones_own(batch, tmp_path):

@@ -280,7 +280,7 @@ def test_views_fit_a_tower_that_is_not_square(weights_of):
 
 @dataclass
 class Viewing(ImageScore):
-    """Averages over the views that it is told to."""
+    """Averages the class token over given views."""
 
     image_views: object = ()
 
@@ -304,7 +304,7 @@ def test_views_of_ones_own(make, images):
 
 @dataclass
 class Constant(ImageScore):
-    """Returns what it is told to, whatever the images are."""
+    """Returns a given result, whatever the images are."""
 
     result: object = None
 

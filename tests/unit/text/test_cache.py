@@ -66,6 +66,19 @@ def test_a_bank_is_found_by_its_tower_and_its_sentences(cache, bank):
     assert cache.load("f", "01", prompts=same).class_name == "01"
 
 
+def test_defects_come_back_and_count(cache, tower):
+    words = Prompts.load({**SHORT.to_dict(), "defects": ["rust", "scratch"]})
+    states = Prompts.load({**SHORT.to_dict(), "abnormal_states": ["bad {}", "{} with rust", "{} with scratch"]})
+    assert words.ensemble("nut") == states.ensemble("nut")
+    bank = TextBank()
+    bank.build(tower, "nut", prompts=words)
+    cache.save("f", bank)
+    assert cache.load("f", "nut", prompts=states) is None
+    again = cache.load("f", "nut", prompts=words)
+    assert again.defect_words == ("rust", "scratch")
+    assert torch.equal(again.defect_embeddings, bank.defect_embeddings)
+
+
 def test_a_bank_of_another_precision_is_another(cache, bank, monkeypatch):
     cache.save("f", bank)
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")

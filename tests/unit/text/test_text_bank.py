@@ -8,7 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from anovl_plugin.text.prompts import Prompts, prompt_ensemble
-from anovl_plugin.text.text_bank import TextBank, build_text_banks, hash_prompts, state_embedding
+from anovl_plugin.text.text_bank import EMBEDDINGS, TextBank, build_text_banks, hash_prompts, state_embedding
 from anovl_plugin.text.text_tower import PromptTooLongError, TextTower
 from anovl_plugin.vision.backbone import load_backbone
 from tests.helpers import reference_model
@@ -107,7 +107,7 @@ def test_bank_follows_to_another_device(filled):
 def test_bank_travels_in_a_state_dict(filled):
     fresh = TextBank()
     assert not fresh.is_built
-    assert set(filled.state_dict()) == {"state_embeddings", "prompt_embeddings", "_extra_state"}
+    assert set(filled.state_dict()) == {*EMBEDDINGS, "_extra_state"}
     fresh.load_state_dict(filled.state_dict())
     assert (fresh.class_name, fresh.domain) == ("bottle", "object")
     assert fresh.prompts_hash == hash_prompts(prompt_ensemble("bottle"))
@@ -228,3 +228,53 @@ def test_damaged_embeddings_are_an_error(square_tower, monkeypatch):
     with pytest.raises(ValueError, match=r"^the text bank of 'bottle' holds NaN or infinite values, so the weights or"):
         bank.build(square_tower, "bottle")
     assert not bank.is_built
+
+
+DEFECTS = Prompts.load({"extends": "paper", "defects": {"*": ["scratch"], "nut": ["missing part", "rust"]}})
+
+
+def test_a_defect_has_the_embedding_of_its_sentences(square_tower):
+    banks = build_text_banks(square_tower, ["nut", "bolt"], prompts=DEFECTS)
+    assert [bank.defect_words for bank in banks] == [("scratch", "missing part", "rust"), ("scratch",)]
+    for bank in banks:
+        sentences = DEFECTS.defect_sentences(bank.class_name)
+        assert tuple(sentences) == bank.defect_words
+        expected = [reference_model.unit(square_tower.encode(each).double().mean(0)) for each in sentences.values()]
+        assert_close(bank.defect_embeddings.double(), torch.stack(expected), **WITHIN)
+
+
+def test_without_words_there_are_no_defect_embeddings(filled):
+    assert filled.defect_words == ()
+    assert filled.defect_embeddings.shape == (0, filled.state_embeddings.shape[1])
+
+
+def test_defects_travel_in_a_state_dict_and_in_a_copy(square_tower):
+    bank, fresh = TextBank(), TextBank()
+    bank.build(square_tower, "nut", prompts=DEFECTS)
+    fresh.load_state_dict(bank.state_dict())
+    for other in (fresh, bank.copy(), deepcopy(bank).half()):
+        assert other.defect_words == bank.defect_words
+        assert torch.equal(other.defect_embeddings, bank.defect_embeddings)
+        assert other.is_for("nut", "object", DEFECTS)
+
+
+def test_the_same_sentences_with_other_words_make_another_bank(square_tower):
+    as_state = Prompts.load({"extends": "paper", "add": {"abnormal_states": ["{} with rust"]}})
+    as_defect = Prompts.load({"extends": "paper", "defects": ["rust"]})
+    assert as_state.ensemble("nut") == as_defect.ensemble("nut")
+    bank = TextBank()
+    bank.build(square_tower, "nut", prompts=as_state)
+    assert bank.is_for("nut", "auto", as_state)
+    assert not bank.is_for("nut", "auto", as_defect)
+
+
+def test_words_that_the_clip_does_not_tell_apart(weights_of):
+    loaded = load_backbone("tiny-square", weights_of("tiny-square"))
+    tower, bank = TextTower(loaded.clip, loaded.tokenizer), TextBank()
+    bank.build(tower, "nut", prompts=DEFECTS)
+    assert bank.indistinct_words() == []
+    with torch.no_grad():
+        for word in ("rust", "scratch"):
+            loaded.clip.token_embedding.weight[loaded.tokenizer.encode(word)] = 0
+    bank.build(tower, "nut", prompts=DEFECTS)
+    assert bank.indistinct_words() == ["scratch", "rust"]

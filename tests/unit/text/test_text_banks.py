@@ -88,8 +88,8 @@ def test_cached_banks_need_no_text_tower(monkeypatch):
     def fail(*_: object) -> None:
         pytest.fail("the text tower was loaded")
 
-    monkeypatch.setattr("anovl_plugin.torch_model._load_text_tower", fail)
-    monkeypatch.setattr("anovl_plugin.torch_model._text_tower_of", fail)
+    monkeypatch.setattr("anovl_plugin.banked_clip._load_text_tower", fail)
+    monkeypatch.setattr("anovl_plugin.banked_clip._text_tower_of", fail)
     again = AnoVLModel("anovl-demo", class_name="brick")
     assert torch.equal(again.text_bank.state_embeddings, built.text_bank.state_embeddings)
     assert again.is_loaded

@@ -141,7 +141,7 @@ def test_spec_is_plain_data_and_needs_no_weights(monkeypatch, square):
 
 
 def known_weights(monkeypatch, **configs):
-    """Have open_clip know weights of tiny-square, by tag."""
+    """Make open_clip list configurations of weights by tag."""
     monkeypatch.setattr(open_clip, "list_pretrained_tags_by_model", lambda _: list(configs))
     monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda _, tag: configs.get(tag, {}))
 

@@ -42,7 +42,7 @@ def square(weights_of):
 
 @pytest.fixture
 def offline(monkeypatch, tmp_path):
-    """Have no network and nothing in the caches; return the folder of the hub's cache."""
+    """Work offline with empty caches; return the folder of the hub's cache."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"

@@ -38,12 +38,12 @@ def pictures(number: int, height: int, width: int) -> Tensor:
 
 
 def corners(side: int, count: int) -> list[int]:
-    """Spread tiles evenly from one border to the other."""
+    """Return where tiles begin that are spread evenly from one border to the other."""
     return [round(i * (side - TILE) / max(count - 1, 1)) for i in range(count)]
 
 
 def averaged(weights: str, images: Tensor, counts: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Score each tile as an image of its own and average pixel by pixel: VisA's procedure."""
+    """Return scores and maps of tiles that are scored as images and averaged pixel by pixel: VisA's procedure."""
     height, width = images.shape[-2:]
     total, seen, scores = torch.zeros(len(images), 1, height, width).double(), torch.zeros(height, width), []
     for y, x in itertools.product(corners(height, counts[0]), corners(width, counts[1])):
@@ -138,7 +138,7 @@ def test_the_map_score_is_that_of_the_whole_map(make):
 
 
 class Shift(Adaptation):
-    """Take the mean token of an image off, and remember what was seen."""
+    """Subtracts the mean token of an image, and records the shapes it is given."""
 
     batch_size = 1
 

@@ -55,6 +55,18 @@ def shortened(visual, layers=1):
     return copy
 
 
+@pytest.mark.parametrize("depths", [(1,), (2, 1), "last", "all"])
+def test_tokens_of_blocks_equal_the_reference(clip, depths):
+    layers = len(clip.visual.transformer.resblocks)
+    depths = {"last": (layers,), "all": tuple(range(1, layers + 1))}.get(depths, depths)
+    images = images_for(clip.visual, 2)
+    tokens, without = value_wise_forward(clip.visual, images, depths), value_wise_forward(clip.visual, images)
+    expected = reference_model.block_tokens(deepcopy(clip.visual).double(), images, depths).float()
+    assert_close(tokens.block_tokens, expected, atol=1e-4, rtol=1e-4)
+    assert without.block_tokens is None
+    assert_close(tokens[:2], without[:2], **FLOAT32)
+
+
 def test_both_paths_equal_the_reference(clip):
     images = images_for(clip.visual, 3)
     tokens = value_wise_forward(clip.visual, images)

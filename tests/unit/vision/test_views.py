@@ -46,7 +46,7 @@ def looped(images, views):
 
 
 class Spy:
-    """A score that notes what it is given."""
+    """A score that records its inputs."""
 
     def __init__(self):
         self.parts, self.autocast = [], []

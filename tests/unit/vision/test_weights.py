@@ -328,7 +328,7 @@ def test_weights_beyond_float32_are_not_finite(tmp_path, weights):
 
 
 def test_large_weights_are_finite():
-    """Their sum is not."""
+    # Their sum is not.
     check_finite({"weight": torch.full((3,), 3e38), "half": torch.full((5,), 6e4, dtype=torch.float16)})
 
 

@@ -1,4 +1,4 @@
-"""A workaround for memory that grows while Patchcore selects its coreset on a CPU."""
+"""A workaround for memory that grows while a coreset is selected on a CPU."""
 
 import ctypes
 import platform

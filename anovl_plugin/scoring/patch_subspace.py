@@ -1,0 +1,94 @@
+"""Distance of a patch to the subspace that the reference patches span (as in SubspaceAD).
+
+Shapes: R reference images, P patches of each, B images, N patches, D width of a token, r directions kept.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from anovl_plugin.config import number
+from anovl_plugin.scoring.references import Fitted, References
+from anovl_plugin.vision.architecture import DEMO_BACKBONE
+
+
+@dataclass
+class PatchSubspace(References):
+    """Length of what mean and principal directions of the reference patches leave of a patch, averaged over the depths.
+
+    d = ‖(x − μ) − V Vᵀ (x − μ)‖, where μ is the mean of the reference patches, and V holds their first principal
+    directions, as few as carry the given share of their variance. Size and cost do not grow with the number of
+    references.
+
+    Args:
+        weight: Share of the references in the map and in the image score, from 0, the text alone, to 1, the references
+            alone. Default: 0.3.
+        depths: Blocks of CLIP's original path whose patch tokens are compared, counted from 1. Default: the ends of the
+            tower's four quarters; of ``anovl-demo``, the third block.
+        value_wise: Whether the value-wise path's patch tokens are compared as well. Default: no.
+        views: Views of each reference image that count as part of it: ``single``, the image alone; ``paper``, the 22
+            views of the image score; or a list such as ``[image, "rotate 90", flip]``. Default: ``single``.
+        top_fraction: Share of the map whose mean enters the image score, in [0, 1]: 0 is the highest pixel, 1 the whole
+            map. Default: 0.005.
+        variance: Share of the variance that the directions carry, from 0 to 0.999. Default: 0.9.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> subspace = PatchSubspace()
+        >>> fitted = subspace.fit([torch.tensor([[[1.0, 0.0], [-1.0, 0.0]]])])
+        >>> subspace.distances([torch.tensor([[[0.6, 0.8], [1.0, 0.0]]])], fitted)
+        tensor([[0.8000, 0.0000]])
+    """
+
+    measured_depths: ClassVar[Mapping[str, tuple[int, ...]]] = {DEMO_BACKBONE: (3,)}
+    variance: float = 0.9
+
+    def __post_init__(self) -> None:
+        """Check the settings and convert NumPy numbers."""
+        super().__post_init__()
+        # With all of the variance, nothing would be left of any patch.
+        self.variance = float(number(self, "variance", least=0, most=0.999))
+
+    def fit(self, tokens: Sequence[Tensor]) -> Fitted:
+        """Return mean (D,) and principal directions (D, r) of the reference patches, for each depth."""
+        fitted: Fitted = {}
+        for at, each in enumerate(tokens):
+            mean, directions = principal_directions(each.flatten(0, 1), self.variance)
+            fitted |= {f"mean_{at}": mean, f"directions_{at}": directions}
+        return fitted
+
+    def distances(self, tokens: Sequence[Tensor], fitted: Mapping[str, Tensor]) -> Tensor:
+        """Return the lengths of the residuals, shape (B, N)."""
+        found = []
+        for at, each in enumerate(tokens):
+            centered, directions = each - fitted[f"mean_{at}"], fitted[f"directions_{at}"]
+            residual = centered - (centered @ directions) @ directions.T
+            found.append(torch.linalg.vector_norm(residual, dim=-1))
+        return torch.stack(found).mean(0)
+
+
+def principal_directions(tokens: Tensor, variance: float) -> tuple[Tensor, Tensor]:
+    """Return the mean of tokens, and as few principal directions as carry a share of their variance.
+
+    Args:
+        tokens: Shape (M, D).
+        variance: The share, in [0, 1).
+
+    Returns:
+        Mean (D,) and orthonormal directions (D, r), in order of their variance; r is 0 if all tokens are equal or the
+        share is 0.
+    """
+    mean = tokens.mean(0)
+    centered = tokens - mean
+    # In float64 and on the CPU, so that r does not depend on the device.
+    values, vectors = torch.linalg.eigh((centered.T @ centered).cpu().double())
+    values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
+    carried = values.cumsum(0)
+    count = int((carried < variance * carried[-1]).sum()) + 1 if variance * carried[-1] > 0 else 0
+    return mean, vectors[:, :count].to(tokens)

@@ -1,0 +1,128 @@
+"""The studies as programs: they print what scikit-learn computes from the model's predictions."""
+
+import math
+import re
+import sys
+from pathlib import Path
+from statistics import mean, stdev
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+from anovl_plugin import AnoVL
+from anovl_plugin.demo import DemoSurfaces, datamodule
+from anovl_plugin.demo.datamodule import PHOTOGRAPHS, make_category
+from anovl_plugin.demo.studies import ablation, evaluate, large, train
+
+MODEL_CARD = Path(__file__).parents[3] / "docs" / "model_card.md"
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Return a function that runs a study and returns the cells of the table that it prints, and the last line."""
+    monkeypatch.setenv("COLUMNS", "120")
+    # Four normal and five abnormal test images.
+    monkeypatch.setattr(datamodule, "NUM_NORMAL", {"train": 1, "test": 4})
+    monkeypatch.setattr(datamodule, "NUM_ABNORMAL", 1)
+
+    def run_study(study, *arguments):
+        monkeypatch.setattr(sys, "argv", [study.__name__, *map(str, arguments)])
+        study.main()
+        lines = capsys.readouterr().out.splitlines()
+        rows = [[cell.strip() for cell in re.split("[│|]", line)[1:-1]] for line in lines if line[:1] in {"│", "|"}]
+        return {cells[0]: cells[1:] for cells in rows}, lines[-1] if lines else ""
+
+    return run_study
+
+
+def predictions(root, category):
+    """Return labels, image scores, masks and maps of a category's test images, and the kinds of their defects."""
+    surfaces = DemoSurfaces(root, category, eval_batch_size=100)
+    surfaces.setup()
+    (batch,) = surfaces.test_dataloader()
+    model = AnoVL("anovl-demo", class_name=category, domain="texture")
+    model.build_text_bank()
+    images, masks = model.pre_processor.transform(batch.image, batch.gt_mask)
+    result = model.model(images)
+    kinds = np.array([Path(path).parent.name for path in batch.image_path])
+    return batch.gt_label, result.pred_score, masks.flatten() > 0, result.anomaly_map.flatten(), kinds
+
+
+@pytest.mark.slow
+def test_evaluation_prints_the_aurocs_of_the_model(run, tmp_path):
+    folders = [tmp_path / "brick" / "test" / name for name in ("good", "stain")]
+    for category in PHOTOGRAPHS:
+        make_category(tmp_path, category)
+    arguments = ("--root", tmp_path, "--normal", folders[0], "--abnormal", folders[1], "--class-name", "brick")
+    table, last = run(evaluate, *arguments)
+    assert list(table) == [*PHOTOGRAPHS, "mean"]
+    for category in ("brick", "grass"):
+        labels, scores, masks, maps, kinds = predictions(tmp_path, category)
+        image, pixel, original = map(float, table[category])
+        assert image == pytest.approx(roc_auc_score(labels, scores), abs=6e-4)
+        # The program resizes masks in another way.
+        assert pixel == pytest.approx(roc_auc_score(masks, maps), abs=0.01)
+        assert original < pixel
+        if category == "brick":
+            compared = np.isin(kinds, ("good", "stain"))
+            area = roc_auc_score(labels[compared], scores[compared])
+            assert last == f"brick, good against stain: image AUROC {area:.3f}"
+    means = np.array([table[category] for category in PHOTOGRAPHS], float).mean(0)
+    assert np.array(table["mean"], float) == pytest.approx(means, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_ablation_prints_mean_and_deviation_over_seeds(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(ablation, "PHOTOGRAPHS", {"brick": PHOTOGRAPHS["brick"]})
+    table, _ = run(ablation, "--seeds", 2)
+    images, pixels = [], []
+    for seed in range(2):
+        make_category(tmp_path / str(seed), "brick", seed)
+        labels, scores, masks, maps, _ = predictions(tmp_path / str(seed), "brick")
+        images.append(roc_auc_score(labels, scores))
+        pixels.append(roc_auc_score(masks, maps))
+    assert [float(cell) for cell in table["image, single view"]] == pytest.approx(
+        [mean(images), stdev(images)], abs=6e-4
+    )
+    assert [float(cell) for cell in table["pixel, value-wise path"]] == pytest.approx(
+        [mean(pixels), stdev(pixels)], abs=0.01
+    )
+    found = {name: float(cells[0]) for name, cells in table.items() if name.startswith(("pixel,", "image,"))}
+    assert len(found) == 7
+    assert found["pixel, original path"] < min(value for name, value in found.items() if "value-wise" in name)
+
+
+@pytest.mark.slow
+def test_large_images_are_scored_drawn_and_written(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(large, "SURFACES", ("brick",))
+    monkeypatch.setattr(large, "TILE_COUNTS", (None, 16))
+    figure = tmp_path / "tiles.png"
+    table, _ = run(large, "--count", 1, "--figure", figure, "--write", tmp_path)
+    assert table["none"][:2] == ["96 × 96", "0 of 1"]
+    assert table["16"][:2] == ["1568 × 1176", "1 of 1"]
+    assert float(table["none"][2]) < float(table["16"][2]) <= 1
+    written = np.asarray(Image.open(tmp_path / "brick-0.png"))
+    assert np.array_equal(written, (large.make_image("brick", 0).pixels * 255).round())
+    assert len(np.unique(np.asarray(Image.open(figure).convert("L")))) > 50
+
+
+def test_a_defect_that_vanishes_in_the_map_has_no_auroc():
+    mask = np.zeros((large.HEIGHT, large.WIDTH), dtype=bool)
+    mask[:3, :3] = True
+    assert math.isnan(large.pixel_auroc(torch.rand(8, 8), mask))
+
+
+def test_defaults_of_the_training_are_those_of_the_model_card(run, monkeypatch):
+    used = {}
+    monkeypatch.setattr(train, "train", lambda **settings: used.update(settings))
+    run(train)
+    text = " ".join(MODEL_CARD.read_text(encoding="utf-8").split())
+    images, steps, batch, seed = re.search(
+        r"([\d,]+) generated images, ([\d,]+) steps of (\d+) images, seed (\d)", text
+    ).groups()
+    assert f"{used['images']:,}" == images
+    assert f"{used['steps']:,}" == steps
+    assert (str(used["batch"]), str(used["seed"])) == (batch, seed)
