@@ -1,10 +1,13 @@
 """The gallery in a browser: what a person clicks and types, and what the page then says."""
 
 import base64
+import json
+import re
 import shlex
 from time import perf_counter
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -286,23 +289,38 @@ def test_ten_thousand_results_open(browser, tmp_path):
     assert perf_counter() - start < 10
     assert len(page.all(".card")) < 500
     page.one("#search").send_keys("777")
-    assert page.status == "20 of 10000 images"
+    assert page.status == "19 of 10000 images"
 
 
 def test_real_run_opens(browser, tmp_path):
     data = "--data anovl_plugin.demo.DemoSurfaces"
-    model = "--model AnoVL --model.backbone anovl-demo --model.domain texture"
+    (tmp_path / "words.yaml").write_text("extends: paper\ndefects: [paint, plastic]\n")
+    model = "--model AnoVL --model.backbone anovl-demo --model.domain texture --model.prompts words.yaml"
     done = run(shlex.split(f"anomalib test {model} {data}"), tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     (folder,) = (tmp_path / "results").rglob("v0")
     done = run(shlex.split(f"python -m anovl_plugin.report gallery {folder}"), tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.endswith(f" MB: {folder / 'gallery.html'}\n")
+    assert re.fullmatch(rf"45 images, \d\.\d MB: {folder / 'gallery.html'}\n", done.stdout)
     page = Page(browser, folder / "gallery.html")
     assert page.status == "45 images"
     assert len(page.all(".card img")) == 45
+    table = pd.read_csv(folder / "predictions.csv")
+    assert page.one("tbody tr").text.split()[1] == "45"
+    assert sum(int(button.text.split()[0]) for button in page.all(".count:not([data-verdict=''])")) == 45
+    words = json.loads((folder / "predictions.json").read_text())
+    named = {word["id"]: word["name"] for word in words["categories"]}
+    for word in {named[note["category_id"]] for note in words["annotations"]}:
+        images = {note["image_id"] for note in words["annotations"] if named[note["category_id"]] == word}
+        page.choose("defect", word)
+        assert page.status == f"{len(images)} of 45 images"
+    page.one("#reset").click()
     page.choose("folder", "crack")
+    page.choose("sort", "highest score")
+    highest = table[table["image_path"].str.contains("/crack/")].sort_values("score").iloc[-1]
     page.all(".card")[0].click()
-    assert page.open_name.startswith("crack/")
+    assert highest["image_path"].endswith(page.open_name)
+    assert f"{highest['score']:.3f}" in page.one("#facts").text
+    assert highest["explanation"] in page.one("#facts").text
     assert page.picture_width() > 1000
     assert page.complaints() == []

@@ -38,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def describe(written: Written) -> str:
     """Return what was written in a few lines."""
     images = f"{written.images} image{'' if written.images == 1 else 's'}"
-    lines = [f"{images}, {written.size / 1e6:.1f} MB: {written.path}"]
+    size = f"{written.size / 1e6:.1f} MB" if written.size >= 1e5 else f"{written.size / 1e3:.0f} kB"
+    lines = [f"{images}, {size}: {written.path}"]
     if written.embedded < written.images - written.without_thumbnail:
         lines.append(
             f"large pictures in the page: {written.embedded}; the others are loaded from the folder of the run, "
