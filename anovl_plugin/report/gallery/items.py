@@ -44,6 +44,7 @@ class Item(NamedTuple):
         explanation: Why the image is abnormal, in words.
         milliseconds: Time that scoring took, as in the table.
         error: Why the image could not be read.
+        source: The image file; ``None`` if it is not known where it is.
         picture: Where the run puts the picture of this image; ``None`` if that is not known.
     """
 
@@ -60,6 +61,7 @@ class Item(NamedTuple):
     explanation: str = ""
     milliseconds: str = ""
     error: str = ""
+    source: Path | None = None
     picture: Path | None = None
 
     @property

@@ -51,9 +51,11 @@ def read_run(folder: Path) -> list[Item]:
         msg = f"{folder}: is not a folder; {_WHERE}"
         raise ReportError(msg)
     rows = read_table(folder / TABLE)
-    found = FoundImages(read_found(folder))
+    entries, image_folder = read_found(folder)
+    found = FoundImages(entries)
     names = short_names([row["image_path"] for row in rows])
-    return [_make_item(row, name, found.of(row["image_path"]), folder) for row, name in zip(rows, names, strict=True)]
+    items = [_make_item(row, name, found.of(row["image_path"]), folder) for row, name in zip(rows, names, strict=True)]
+    return [item._replace(source=_source_of(item, image_folder)) for item in items]
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
@@ -106,8 +108,15 @@ def _check_number(path: Path, number: int, column: str, value: str) -> None:
         raise ReportError(msg) from error
 
 
-def read_found(folder: Path) -> list[Found]:
-    """Return what the COCO file of a run holds, or its lines after a kill; nothing if there is neither.
+def read_found(folder: Path) -> tuple[list[Found], Path | None]:
+    """Return what the COCO file of a run holds, or its lines after a kill, and the folder of the images.
+
+    Args:
+        folder: Folder of the run.
+
+    Returns:
+        The entries, none if there is neither file; and the folder that their names are relative to, ``None`` if it is
+        not known.
 
     Raises:
         ReportError: If the file is damaged.
@@ -115,9 +124,13 @@ def read_found(folder: Path) -> list[Found]:
     path = folder / COCO if (folder / COCO).exists() else folder / LINES
     try:
         text = path.read_text(encoding="utf-8")
-        return list(_parse_coco(json.loads(text)) if path.name == COCO else _parse_lines(text))
+        if path.name == LINES:
+            return list(_parse_lines(text)), None
+        data = json.loads(text)
+        image_folder = data["info"].get("image_folder")
+        return list(_parse_coco(data)), Path(image_folder) if image_folder else None
     except FileNotFoundError:
-        return []
+        return [], None
     except OSError as error:
         msg = f"{path}: cannot be read ({error.strerror})"
         raise ReportError(msg) from error
@@ -229,6 +242,16 @@ def _make_item(row: dict[str, str], name: str, found: Found | None, folder: Path
         error=row["error"],
         picture=folder / "images" / with_suffix(PurePosixPath(found.name), ".png") if found else None,
     )
+
+
+def _source_of(item: Item, image_folder: Path | None) -> Path | None:
+    """Return where the file of an image is; ``None`` if that is not known."""
+    if item.size is None:
+        return Path(item.path)
+    if image_folder is not None:
+        return image_folder / item.name
+    # A relative path may lead to another image of the same name. The picture shows the right one.
+    return Path(item.path) if Path(item.path).is_absolute() else None
 
 
 def _number(value: str) -> float | None:

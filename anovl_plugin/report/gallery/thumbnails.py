@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from anovl_plugin.components.image_file import read_header, read_image
+from anovl_plugin.components.image_file import read_header, read_image, read_size
 from anovl_plugin.components.predictions import ABNORMAL
 from anovl_plugin.report.gallery.items import Item
 
@@ -24,9 +24,10 @@ def draw_item(item: Item, side: int) -> Image.Image | None:
         side: Longer side in pixels; smaller images keep their size.
 
     Returns:
-        The image; where its file is gone, the picture that the run made of it; ``None`` if that is gone, too.
+        The image; where its file is gone or has another size than in the run, the picture that the run made of it;
+        ``None`` if that is gone, too.
     """
-    image = read_small(Path(item.path), side)
+    image = None if item.source is None else read_small(item.source, side, item.size)
     if image is None:
         return None if item.picture is None else read_small(item.picture, side)
     if item.size is None or item.label != ABNORMAL:
@@ -80,14 +81,17 @@ def decode_runs(runs: list[int], size: tuple[int, int]) -> np.ndarray:
     return np.repeat(np.arange(len(runs), dtype=np.uint8) % 2, runs).reshape(width, height).T
 
 
-def read_small(path: Path, side: int) -> Image.Image | None:
+def read_small(path: Path, side: int, size: tuple[int, int] | None = None) -> Image.Image | None:
     """Return an image file as RGB, no larger than a square; ``None`` if it cannot be read.
 
     Args:
         path: Image file.
         side: Side of the square in pixels.
+        size: Height and width that the file must have to be read. Default: any.
     """
     try:
+        if size is not None and read_size(path) != size:
+            return None
         if read_header(path).is_deep:
             pixels = read_image(path).permute(1, 2, 0).numpy()
             image = Image.fromarray(np.rint(pixels * 255).astype(np.uint8))

@@ -19,7 +19,7 @@ from anovl_plugin.report.gallery.run_results import Found, FoundImages, read_run
 from anovl_plugin.report.gallery.thumbnails import decode_runs, draw_item, outline_shape
 from anovl_plugin.report.results import ReportError
 from tests.helpers.coco_runs import decode_runs as decode_slowly
-from tests.helpers.gallery_runs import SIZE, mixed_test, predict, write_run
+from tests.helpers.gallery_runs import SIZE, mixed_test, predict, write_image, write_run
 
 HOSTILE = "a<b>&\"'</script><script>alert(1)</script>é\u2028日本.png"
 
@@ -167,6 +167,28 @@ def test_picture_stands_in_for_an_image_that_is_gone(tmp_path):
     assert draw_item(item, 80).size == (80, 30)
     item.picture.unlink()
     assert draw_item(item, 80) is None
+
+
+def test_image_that_has_changed_since_is_not_shown(tmp_path):
+    (item,) = read_run(write_run(tmp_path, [predict("x/0.png", 0.9)]))
+    assert draw_item(item, 144).size == SIZE[::-1]
+    write_image(item.source, (SIZE[0] + 1, SIZE[1]), 0)
+    assert draw_item(item, 160).size == (160, 60)
+
+
+def test_relative_paths_do_not_lead_to_other_images(tmp_path, monkeypatch):
+    run = write_run(tmp_path, [predict("x/0.png", 0.9)])
+    change(run / "predictions.csv", f"{tmp_path}/", "")
+    (tmp_path / "elsewhere").mkdir()
+    write_image(tmp_path / "elsewhere/photos/x/0.png", SIZE, 1)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    (item,) = read_run(run)
+    assert (item.path, item.source) == ("photos/x/0.png", tmp_path / "photos/x/0.png")
+    # After a kill, nothing says where the images were.
+    make_lines(run)
+    (item,) = read_run(run)
+    assert item.source is None
+    assert draw_item(item, 160).size == (160, 60)
 
 
 def test_deep_image_is_neither_white_nor_black(tmp_path):
@@ -343,6 +365,12 @@ def test_names_are_short_where_no_regions_were_written():
 
 def test_lines_of_a_killed_run_are_read(run):
     expected = read_run(run)
+    make_lines(run)
+    assert read_run(run) == expected
+
+
+def make_lines(run):
+    """Make the lines that a killed run leaves, each twice, as processes that share images may."""
     lines = []
     coco = json.loads((run / "predictions.json").read_text())
     names = {category["id"]: category["name"] for category in coco["categories"]}
@@ -353,7 +381,6 @@ def test_lines_of_a_killed_run_are_read(run):
         lines += 2 * [json.dumps({"image": image, "annotations": notes})]
     (run / "predictions.json").unlink()
     (run / "predictions.json.lines").write_text("\n".join(lines) + "\n")
-    assert read_run(run) == expected
 
 
 def test_table_alone_is_enough(run):
