@@ -254,6 +254,16 @@ def test_hostile_names_are_only_text(browser, tmp_path):
     assert page.complaints() == []
 
 
+def test_no_script_but_its_own_may_run(browser, tmp_path):
+    path = write_gallery(write_run(tmp_path, [predict("x/0.png", 0.9)])).path
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("<main", "<script>document.title = 'changed'</script><main", 1), encoding="utf-8")
+    page = Page(browser, path)
+    assert page.browser.title == "nut · 1 image"
+    (complaint,) = page.complaints()
+    assert "Content Security Policy" in complaint
+
+
 def test_many_images_are_drawn_as_they_come_into_view(browser, tmp_path):
     predictions = [predict(f"x/{index:04}.png", index / 1000) for index in range(500)]
     written = write_gallery(write_run(tmp_path, predictions, with_images=False, with_pictures=False))

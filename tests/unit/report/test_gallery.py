@@ -14,7 +14,7 @@ from anovl_plugin.report.__main__ import main
 from anovl_plugin.report.gallery import write_gallery
 from anovl_plugin.report.gallery.histogram import BINS, HEIGHT, WIDTH, draw_histogram
 from anovl_plugin.report.gallery.items import Item, Region, first_shown
-from anovl_plugin.report.gallery.page import PAGE
+from anovl_plugin.report.gallery.page import PAGE, describe_item
 from anovl_plugin.report.gallery.run_results import Found, FoundImages, read_run, read_table, short_names
 from anovl_plugin.report.gallery.thumbnails import decode_runs, draw_item, outline_shape
 from anovl_plugin.report.results import ReportError
@@ -247,6 +247,19 @@ def test_pictures_beyond_the_size_are_linked(run, tmp_path):
 def test_addresses_of_pictures_are_quoted(tmp_path):
     run = write_run(tmp_path, [predict("50% #1?/é.png", 0.9)])
     assert rows_of(text_of(run))[0]["link"] == "images/50%25%20%231%3F/%C3%A9.png"
+
+
+def test_pictures_on_another_drive_have_whole_addresses(tmp_path, monkeypatch):
+    run = write_run(tmp_path, [predict("é 1.png", 0.9)])
+
+    def refuse(path, start):
+        message = f"{path} and {start} are on different drives"
+        raise ValueError(message)
+
+    monkeypatch.setattr("os.path.relpath", refuse)
+    (item,) = read_run(run)
+    link = describe_item(item, tmp_path / "page.html")["link"]
+    assert link == f"file://{run}/images/%C3%A9%201.png"
 
 
 def test_names_are_text_wherever_they_stand(tmp_path):
@@ -489,3 +502,9 @@ def test_command_says_what_it_wrote(run, tmp_path, capsys):
     assert lines[0].endswith(f" kB: {tmp_path / 'page.html'}")
     assert lines[1].startswith("large pictures in the page: 0; the others are loaded from the folder of the run")
     assert (tmp_path / "page.html").is_file()
+
+
+def test_command_keeps_to_one_line_if_all_is_in_the_page(tmp_path, capsys):
+    run = write_run(tmp_path, [predict("x/0.png", 0.9)])
+    assert main(["gallery", str(run)]) == 0
+    assert re.fullmatch(rf"1 image, \d+ kB: {run / PAGE}\n", capsys.readouterr().out)
