@@ -13,10 +13,11 @@ from anomalib.deploy import ExportType
 from torch import nn
 
 from anovl_plugin.components.mixin import ModelMixin
+from anovl_plugin.components.quantization import TransformerQuantizationMixin
 from anovl_plugin.torch_model import AnoVLModel
 
 
-class TextBankExportMixin(ModelMixin):
+class TextBankExportMixin(TransformerQuantizationMixin, ModelMixin):
     """anomalib's exports, for a model whose text bank must be built first.
 
     A model of several classes is exported with them all: its graph has a second input, ``class_index``, int64 of shape

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -11,13 +12,16 @@ import onnxruntime
 import pytest
 import torch
 from anomalib.data.utils import read_image
-from anomalib.deploy import OpenVINOInferencer, TorchInferencer
+from anomalib.deploy import CompressionType, OpenVINOInferencer, TorchInferencer
 from PIL import Image
 from skimage import data
 from torch.testing import assert_close
+from torchmetrics.functional.classification import binary_auroc
 
 from anovl_plugin import AnoVL, CombinedScore, ZeroShotPostProcessor
 from anovl_plugin.components import export
+from anovl_plugin.components.quantization import TransformerQuantizationMixin
+from anovl_plugin.demo import DemoSurfaces
 from tests.helpers import image_datasets
 from tests.helpers.engine_runs import Predictions, gather, quiet_engine, run_test
 from tests.helpers.tolerances import EXACT, EXPORTED
@@ -176,3 +180,52 @@ def test_the_exporter_is_quiet_only_meanwhile():
     with export.quiet_exporter():
         assert not logger.isEnabledFor(logging.INFO)
     assert logger.isEnabledFor(logging.INFO)
+
+
+@pytest.fixture(scope="module")
+def gravel(tmp_path_factory):
+    """Return a model, its data, and the OpenVINO scores and maps of the test images by type of compression."""
+    openvino = pytest.importorskip("openvino")
+    root = tmp_path_factory.mktemp("gravel")
+    data = DemoSurfaces(root / "data", "gravel", eval_batch_size=1)
+    data.setup("fit")
+    model = AnoVL("anovl-demo", class_name="gravel", domain="texture", visualizer=False)
+
+    @cache
+    def scores(compression: CompressionType | None) -> tuple[torch.Tensor, Path]:
+        name = "whole" if compression is None else compression.value
+        path = model.to_openvino(root / name, input_size=(128, 128), compression_type=compression, datamodule=data)
+        compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        found = [compiled({"input": batch.image.numpy()})["pred_score"] for batch in data.test_dataloader()]
+        return torch.from_numpy(np.concatenate([score.reshape(-1) for score in found])), path
+
+    return model, data, scores
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("compression", "size", "change"),
+    [
+        (CompressionType.FP16, 0.51, 0.01),
+        (CompressionType.INT8, 0.3, 0.05),
+        (CompressionType.INT8_PTQ, 0.3, 0.15),
+    ],
+)
+def test_compressed_graphs_keep_the_ranking(compression, size, change, gravel):
+    _, data, scores = gravel
+    labels = torch.cat([batch.gt_label for batch in data.test_dataloader()]).long()
+    (whole, path), (found, smaller) = scores(None), scores(compression)
+    assert smaller.with_suffix(".bin").stat().st_size < size * path.with_suffix(".bin").stat().st_size
+    assert (found - whole).abs().max() < change
+    assert abs(binary_auroc(found, labels) - binary_auroc(whole, labels)) <= 0.005
+
+
+def test_quantization_that_cannot_work_is_an_error(gravel, tmp_path):
+    model, data, _ = gravel
+    with pytest.raises(ValueError, match=r"^compression_type int8_ptq needs images to calibrate with; pass a data"):
+        model.to_openvino(tmp_path, compression_type=CompressionType.INT8_PTQ)
+    with pytest.raises(ValueError, match=r"^compression_type int8_acq is not supported: its search among layers fails"):
+        model.to_openvino(tmp_path, compression_type=CompressionType.INT8_ACQ, datamodule=data)
+    graph = SimpleNamespace(inputs=["input", "class_index"])
+    with pytest.raises(ValueError, match=r"^a graph of several classes cannot be quantized; export each cl"):
+        TransformerQuantizationMixin.quantize_graph(graph, None)

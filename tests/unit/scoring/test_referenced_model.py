@@ -79,7 +79,7 @@ def expected(part, weights, references, images):
         distances = [mean_distance([each[at][patch] for each in queries], bank) for patch in range(patches)]
         scaled = [text_mean + text_deviation * (distance - mean) / deviation for distance in distances]
         both = [(1 - part.weight) * text + part.weight * own for text, own in zip(margins, scaled, strict=True)]
-        maps.append(reference_model.map_of(both, (4, 4), (32, 32)))
+        maps.append(reference_model.smooth_map(both, (4, 4), (32, 32)))
     globals_ = [
         reference_model.p_abnormal(token, states) - 0.5 for token in reference_model.vision_tokens(visual, images)[0]
     ]
@@ -88,7 +88,7 @@ def expected(part, weights, references, images):
         highest = sorted(anomaly_map.flatten().tolist(), reverse=True)[: max(1, round(part.top_fraction * 32 * 32))]
         scores.append((1 - part.weight) * own + part.weight * sum(highest) / len(highest))
     shown = [
-        reference_model.shown(torch.as_tensor(each).double() + 0.5, NAME, weights)
+        reference_model.displayed(torch.as_tensor(each).double() + 0.5, NAME, weights)
         for each in (scores, torch.stack(maps))
     ]
     return shown[0].float(), shown[1].float().view(len(images), 1, 32, 32)

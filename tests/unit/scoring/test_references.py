@@ -125,8 +125,8 @@ def test_a_defect_of_one_unlabelled_image_remains_a_defect():
     references = units(1, PATCHES, WIDTH).repeat(10, 1, 1)
     defect = units(1, 1, WIDTH, seed=5)
     references[0, 0] = defect
-    labelled, unlabelled = PatchMemory(), PatchMemory(unlabelled=True)
-    assert labelled.distances([defect], labelled.fit([references])) < 1e-6
+    labeled, unlabelled = PatchMemory(), PatchMemory(unlabelled=True)
+    assert labeled.distances([defect], labeled.fit([references])) < 1e-6
     assert unlabelled.distances([defect], unlabelled.fit([references])) > 0.05
 
 

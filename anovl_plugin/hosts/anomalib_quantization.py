@@ -1,0 +1,32 @@
+"""What the package changes of anomalib's quantization for OpenVINO, which has no public hook."""
+
+from collections.abc import Callable
+from typing import Any
+
+Quantize = Callable[[Any, Any], Any]
+
+
+class QuantizationMixin:
+    """Quantizes exported graphs in another way than anomalib does."""
+
+    @staticmethod
+    def quantize_graph(graph: Any, loader: Any) -> Any:
+        """Return an OpenVINO graph in 8 bits, calibrated with the images of a loader; subclasses define it."""
+        raise NotImplementedError
+
+    @classmethod
+    def _post_training_quantization_ov(cls, model: Any, datamodule: Any = None) -> Any:
+        if datamodule is None:
+            msg = "compression_type int8_ptq needs images to calibrate with; pass a datamodule (--data in a command)"
+            raise ValueError(msg)
+        datamodule.setup("fit")
+        return cls.quantize_graph(model, datamodule.val_dataloader())
+
+    @classmethod
+    def _accuracy_control_quantization_ov(cls, *arguments: Any) -> Any:
+        del arguments
+        msg = (
+            "compression_type int8_acq is not supported: its search among layers fails on some of these graphs; "
+            "use int8_ptq, int8 (weights alone) or fp16"
+        )
+        raise ValueError(msg)
