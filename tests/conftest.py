@@ -6,6 +6,7 @@ import hypothesis
 import pytest
 
 from tests.helpers.architectures import ARCHITECTURES
+from tests.helpers.chromium import CHROMIUM, DRIVER
 
 # How long an example takes depends on what else the machine is doing.
 hypothesis.settings.register_profile("tests", hypothesis.settings.default, deadline=None)
@@ -34,10 +35,12 @@ def pytest_collection_modifyitems(config, items):
         missing["gpu"] = "needs a CUDA device"
     if not config.getoption("--network"):
         missing["network"] = "needs the hub; run with --network"
+    if CHROMIUM is None or DRIVER is None:
+        missing["browser"] = "needs Chromium and its driver (apt-get install chromium chromium-driver)"
     for item in items:
         for name, reason in missing.items():
             if name in item.keywords:
-                # A GPU or the hub cannot be had everywhere; `pytest -rs` shows which is missing.
+                # A GPU, the hub or a browser cannot be had everywhere; `pytest -rs` shows which is missing.
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 

@@ -1,1 +1,1 @@
-"""Tables and plots of the results of ``anomalib benchmark``: ``python -m anovl_plugin.report RESULTS.csv``."""
+"""Tables and plots of ``anomalib benchmark``, and a gallery of a run: ``python -m anovl_plugin.report``."""
