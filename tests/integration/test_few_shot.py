@@ -338,7 +338,7 @@ def test_references_without_images(make):
         "references is PatchMemory, but there are no reference images; set k_shot, to take them from training data"
     )
     with pytest.raises(ValueError, match=f"^{message}, or few_shot_source$"):
-        make(references=PatchMemory())
+        make(references=PatchMemory()).build_text_bank()
 
 
 def test_settings_are_plain_data(make):

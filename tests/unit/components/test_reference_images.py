@@ -130,3 +130,20 @@ def test_k_shot_out_of_range(value, error):
 def test_what_is_not_a_path(value, error):
     with pytest.raises(error, match=r"^few_shot_source is .*, but must be the path of a folder of reference images$"):
         check_source_path(value)
+
+
+@pytest.mark.parametrize("name", ["test", "Defective", "ground_truth"])
+def test_folder_of_what_is_no_good_part_is_an_error(name, tmp_path):
+    image_datasets.write_images(tmp_path / "good", 1, seed=1)
+    image_datasets.write_images(tmp_path / name / "deep", 1, seed=2)
+    said = (
+        rf"^few_shot_source is '{tmp_path}', in which a folder is named '{name}', as if it held no good parts; give th"
+    )
+    with pytest.raises(ReferenceImageError, match=said):
+        files_in_folder(tmp_path)
+    if name == "ground_truth":
+        with pytest.raises(ReferenceImageError, match=said):
+            files_in_folder(tmp_path, may_be_abnormal=True)
+    else:
+        assert len(files_in_folder(tmp_path, may_be_abnormal=True)) == 2
+    assert len(files_in_folder(tmp_path / name, may_be_abnormal=True)) == 1
