@@ -353,14 +353,14 @@ def test_the_visualizer_of_anomalib_follows_the_folder(make, bare, tmp_path):
 
 
 def test_regions_have_the_names_of_defects(day, tmp_path):
-    (tmp_path / "defects.yaml").write_text("extends: paper\ndefects: [crack, hole]\n")
+    (tmp_path / "defects.yaml").write_text("extends: paper\ndefects: [paint, plastic]\n")
     call(f"predict {MODEL} --model.prompts defects.yaml --data {day}/line1/000.png", tmp_path)
     folder = tmp_path / "results" / "AnoVL" / "latest"
     (row,) = rows_of(folder)
-    assert re.fullmatch(r"(crack|hole) 0\.\d\d, (crack|hole) 0\.\d\d", row["explanation"])
+    assert re.fullmatch(r"(paint|plastic) 0\.\d\d, (paint|plastic) 0\.\d\d", row["explanation"])
     found = json.loads((folder / "predictions.json").read_text())
     names = {category["id"]: category["name"] for category in found["categories"]}
-    assert {names[note["category_id"]] for note in found["annotations"]} <= {"crack", "hole", "anomaly"}
+    assert {names[note["category_id"]] for note in found["annotations"]} <= {"paint", "plastic", "anomaly"}
     assert len(found["annotations"]) == int(row["regions"]) > 0
 
 
