@@ -17,6 +17,8 @@ _BANDS = {"abnormal": ((150, 0, 20), _PAPER), "normal": ((216, 236, 216), _INK),
 _WARNING = (255, 190, 0)
 _FOUND, _TRUTH = (255, 225, 0), (255, 255, 255)
 _MAP_ALPHA = 0.65
+# Brightness of the photograph under the map. At most this much of white, so that it does not outshine the colors.
+_DIMMED = 0.35
 _TITLES = {
     "image": "image",
     "gt_mask": "ground truth",
@@ -141,7 +143,7 @@ def draw_panel(content: Content, style: Style, base: str, over: Sequence[str], s
     for name in over:
         if name == "anomaly_map" and content.anomaly_map is not None:
             gray = np.repeat(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
-            pixels = _mix(gray, _colors(content, size), style.map_alpha)
+            pixels = _mix(_DIMMED * gray, _colors(content, size), style.map_alpha)
         elif name in content.masks:
             pixels = _draw_mask(pixels, content.masks[name], name, style)
     if content.marks_peak and over:

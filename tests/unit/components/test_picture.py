@@ -100,6 +100,22 @@ def test_normal_images_are_dark_and_abnormal_pixels_bright():
     assert gray[1][90:140, 210:290].mean() > 120
 
 
+def map_in_gray(shade: int, value: float) -> float:
+    """Return the gray value of the map over a photograph of one shade."""
+    flat = content(image=np.full((100, 100, 3), shade, np.uint8), anomaly_map=np.full((20, 20), value, np.float32))
+    _, panel = panels_of(flat._replace(masks={}, label="normal"), 2)
+    return float(np.asarray(Image.fromarray(panel).convert("L"), float).mean())
+
+
+@pytest.mark.parametrize("shade", [0, 128, 255])
+def test_map_is_brighter_than_any_photograph(shade):
+    """A dark part that is abnormal must stand out from a white one that is normal."""
+    assert map_in_gray(shade, 0.9) > 2.5 * map_in_gray(255, 0.1)
+    for value in (0.3, 0.5, 0.7, 0.9):
+        assert map_in_gray(shade, value) > map_in_gray(255, value - 0.3)
+    assert map_in_gray(255, 0.1) < 50
+
+
 def test_outline_surrounds_what_was_found():
     *_, panel = panels_of(content())
     rows, columns = np.nonzero((panel == FOUND).all(-1))
