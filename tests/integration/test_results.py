@@ -21,6 +21,8 @@ from anomalib.visualization import ImageVisualizer
 from PIL import Image
 
 from anovl_plugin.components.predictions import COLUMNS
+from anovl_plugin.components.reference_images import ReferenceImageError
+from anovl_plugin.demo import DemoSurfaces
 from tests.helpers.coco_runs import decode_runs
 from tests.helpers.commands import run
 from tests.helpers.engine_runs import quiet_engine, run_test
@@ -342,6 +344,29 @@ def test_a_second_run_of_an_engine_has_a_folder_of_its_own(make, bare, tmp_path)
         rows = rows_of(tmp_path / "AnoVL" / name)
         assert [Path(row["image_path"]).name for row in rows] == ["000.png", "001.png"]
     assert sorted(path.name for path in (tmp_path / "AnoVL").iterdir()) == ["latest", "v0", "v1"]
+
+
+def test_a_run_that_fails_before_its_first_batch_leaves_no_folder(make, bare, tmp_path):
+    engine = quiet_engine(tmp_path)
+    for good in (0, 1):
+        with pytest.raises(ReferenceImageError, match="there is no such folder"):
+            engine.predict(make(class_name="nut", few_shot_source=tmp_path / "gone"), data_path=bare)
+        versions = [f"v{index}" for index in range(good)]
+        links = ["latest"] if good else []
+        assert sorted(path.name for path in (tmp_path / "AnoVL").iterdir()) == links + versions
+        engine.predict(make(class_name="nut"), data_path=bare)
+        assert (tmp_path / "AnoVL" / "latest").resolve() == tmp_path / "AnoVL" / f"v{good}"
+        assert len(rows_of(tmp_path / "AnoVL" / f"v{good}")) == 2
+
+
+def test_checkpoints_follow_the_folder_after_a_failed_run(make, surfaces, tmp_path):
+    engine = quiet_engine(tmp_path)
+    data = DemoSurfaces(surfaces.parent, "brick")
+    with pytest.raises(ReferenceImageError):
+        engine.test(make(few_shot_source=tmp_path / "gone"), datamodule=data, verbose=False)
+    engine.test(make(), datamodule=data, verbose=False)
+    (checkpoint,) = tmp_path.rglob("*.ckpt")
+    assert checkpoint == tmp_path / "AnoVL" / "DemoSurfaces" / "brick" / "v0" / "weights" / "lightning" / "model.ckpt"
 
 
 def test_the_visualizer_of_anomalib_follows_the_folder(make, bare, tmp_path):

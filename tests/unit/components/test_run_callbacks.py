@@ -11,6 +11,7 @@ from anovl_plugin.components.one_class import OneClassMetrics
 from anovl_plugin.components.prediction_table import ExitStatus, PredictionTable
 from anovl_plugin.components.raw_maps import RawMaps
 from anovl_plugin.components.run_callbacks import run_callbacks
+from anovl_plugin.components.run_folder import NoEmptyFolders
 
 
 def components(visualizer: object) -> list:
@@ -33,6 +34,7 @@ def test_batches_are_scored_then_listed_then_measured_then_drawn():
         Evaluator,
         RawMaps,
         ResultVisualizer,
+        NoEmptyFolders,
         ExitStatus,
     )
     places = [place(callbacks, kind) for kind in kinds]
