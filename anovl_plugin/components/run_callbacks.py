@@ -13,10 +13,11 @@ from anovl_plugin.components.bit_depth import FullBitDepth
 from anovl_plugin.components.class_metrics import ClassMetrics
 from anovl_plugin.components.display_copies import with_display_copies
 from anovl_plugin.components.distributed import UnpaddedEvaluationSampler
+from anovl_plugin.components.exit_status import ExitStatus
 from anovl_plugin.components.explanation import with_explanations
 from anovl_plugin.components.file_names import FileNames
 from anovl_plugin.components.one_class import OneClassMetrics
-from anovl_plugin.components.prediction_table import ExitStatus, PredictionTable
+from anovl_plugin.components.prediction_table import PredictionTable
 from anovl_plugin.components.raw_maps import MapFormat, RawMaps
 from anovl_plugin.components.run_folder import NoEmptyFolders
 from anovl_plugin.components.run_record import RunRecord

@@ -6,11 +6,13 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
+import yaml
 from anomalib.visualization import ImageVisualizer
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from anovl_plugin.components.prediction_table import COCO, LINES, TABLE
 from anovl_plugin.components.predictions import to_csv
+from anovl_plugin.components.run_record import RECORD
 from anovl_plugin.hosts.anomalib import create_versioned_dir
 from anovl_plugin.hosts.lightning import callbacks_of, set_root_folder
 
@@ -65,7 +67,7 @@ class RunFolder(Callback):
 
 
 class NoEmptyFolders(Callback):
-    """Removes the folder of a run that failed before its first batch; must come after what writes into it."""
+    """Removes the folder of a run that failed before its first result; must come after what writes into it."""
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Remove the folder, and let ``latest`` lead where it led before."""
@@ -103,7 +105,8 @@ def latest_beside(given: Path, family: Path) -> Path | None:
 def discard_folder(folder: Path, latest_before: Path | None) -> bool:
     """Remove the folder of a run if it holds no results, and return whether it did.
 
-    What a run writes before its first batch is no result: the command line, and files of predictions without any.
+    What a run writes before its first result is none: the command line, a record without the time at which the run was
+    finished, and files of predictions without any.
 
     Args:
         folder: Folder of the run.
@@ -141,6 +144,8 @@ def _holds_nothing(path: Path) -> bool:
         return False
     if path.name == "config.yaml":
         return True
+    if path.name == RECORD:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))["finished"] is None
     if path.name == TABLE:
         return path.read_text(encoding="utf-8") == to_csv([], header=True)
     if path.name == LINES:

@@ -346,7 +346,27 @@ def test_a_second_run_of_an_engine_has_a_folder_of_its_own(make, bare, tmp_path)
     assert sorted(path.name for path in (tmp_path / "AnoVL").iterdir()) == ["latest", "v0", "v1"]
 
 
-def test_a_run_that_fails_before_its_first_batch_leaves_no_folder(make, bare, tmp_path):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--model.few_shot_source gone", "few_shot_source is 'gone', but there is no such folder; give a folder of"),
+        (
+            "--model.few_shot_source {day}/line1/000.png --model.k_shot 2",
+            "k_shot is 2, but '{day}/line1/000.png' has 1",
+        ),
+        ("--model.class_name '{{a: brick, b: wood}}'", "{day}/line1/000.png is in none of the folders that class_name"),
+    ],
+)
+def test_a_command_that_fails_says_why_in_one_line(options, message, day, tmp_path):
+    data = f"--data {day}/line1/000.png"
+    done = run(shlex.split(f"anomalib predict {MODEL} {options.format(day=day)} {data}"), tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"error: {message.format(day=day)}")
+    assert "Traceback" not in done.stdout + done.stderr
+    assert list((tmp_path / "results" / "AnoVL").iterdir()) == []
+
+
+def test_a_run_that_fails_before_its_first_result_leaves_no_folder(make, bare, tmp_path):
     engine = quiet_engine(tmp_path)
     for good in (0, 1):
         with pytest.raises(ReferenceImageError, match="there is no such folder"):

@@ -6,9 +6,10 @@ from lightning.pytorch import Trainer
 
 from anovl_plugin import AntialiasedPreProcessor, ResultVisualizer, ZeroShotPostProcessor
 from anovl_plugin.components.display_copies import BatchEndCallback
+from anovl_plugin.components.exit_status import ExitStatus
 from anovl_plugin.components.file_names import FileNames
 from anovl_plugin.components.one_class import OneClassMetrics
-from anovl_plugin.components.prediction_table import ExitStatus, PredictionTable
+from anovl_plugin.components.prediction_table import PredictionTable
 from anovl_plugin.components.raw_maps import RawMaps
 from anovl_plugin.components.run_callbacks import run_callbacks
 from anovl_plugin.components.run_folder import NoEmptyFolders

@@ -61,10 +61,15 @@ def test_runs_that_start_together_get_folders_of_their_own(tmp_path):
 
 
 def fail(given: Path, **files: str) -> Path:
-    """Begin a run, write what it may have written before its first batch, and discard its folder."""
+    """Begin a run, write what it may have written before its first result, and discard its folder."""
     before = latest_beside(given, FAMILY)
     folder = begin_folder(given, FAMILY)
-    written = {"config.yaml": "x: 1", "predictions.csv": to_csv([], header=True), "predictions.json": NO_IMAGES}
+    written = {
+        "config.yaml": "data: shots",
+        "predictions.csv": to_csv([], header=True),
+        "predictions.json": NO_IMAGES,
+        "run.yaml": "finished: null",
+    }
     for name, text in (written | files).items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text)
@@ -107,7 +112,7 @@ def test_latest_of_another_run_stays(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("run.yaml", "run: test"),
+        ("run.yaml", "finished: '2026-01-31T12:00:00+00:00'"),
         ("notes.txt", ""),
         ("images/a.png", ""),
         ("predictions.csv", to_csv([], header=True) + "a.png,brick\n"),
