@@ -17,6 +17,9 @@ _BANDS = {"abnormal": ((150, 0, 20), _PAPER), "normal": ((216, 236, 216), _INK),
 _WARNING = (255, 190, 0)
 _FOUND, _TRUTH = (255, 225, 0), (255, 255, 255)
 _MAP_ALPHA = 0.65
+# Gray levels of the photograph under the map: few, so that white parts do not outshine the colors, but all in use.
+_BRIGHTEST = 100
+_LEAST_CONTRAST = 64
 _TITLES = {
     "image": "image",
     "gt_mask": "ground truth",
@@ -140,8 +143,8 @@ def draw_panel(content: Content, style: Style, base: str, over: Sequence[str], s
     pixels = _base(content, base, size)
     for name in over:
         if name == "anomaly_map" and content.anomaly_map is not None:
-            gray = np.repeat(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
-            pixels = _mix(gray, _colors(content, size), style.map_alpha)
+            gray = _dim(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY))
+            pixels = _mix(np.repeat(gray[..., None], 3, axis=2), _colors(content, size), style.map_alpha)
         elif name in content.masks:
             pixels = _draw_mask(pixels, content.masks[name], name, style)
     if content.marks_peak and over:
@@ -257,6 +260,13 @@ def _colors(content: Content, size: tuple[int, int]) -> np.ndarray:
 
 def _resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_LINEAR) > 0.5
+
+
+def _dim(gray: np.ndarray) -> np.ndarray:
+    """Return a photograph (H, W) from black to dark gray, with as much of its contrast as that leaves room for."""
+    low, high = (float(each) for each in np.percentile(gray, (1, 99)))
+    middle, half = (low + high) / 2, max(high - low, _LEAST_CONTRAST) / 2
+    return _BRIGHTEST * ((gray - middle) / (2 * half) + 0.5).clip(0, 1)
 
 
 def _mix(below: np.ndarray, above: np.ndarray, alpha: float) -> np.ndarray:

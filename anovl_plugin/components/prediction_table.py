@@ -6,7 +6,7 @@ from pathlib import Path
 from time import perf_counter
 
 from anomalib.data import ImageBatch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
 from anovl_plugin.components.coco import assemble
 from anovl_plugin.components.each_stage import EachStage
@@ -164,27 +164,6 @@ class PredictionTable(EachStage):
             info = {"description": "Regions that AnoVL found abnormal", "image_folder": str(folder or "")}
             assemble(self._folder / LINES, self._folder / COCO, info)
         (self._folder / LINES).unlink()
-
-
-class ExitStatus(Callback):
-    """Ends a command with status 1 if images could not be read; programs go on.
-
-    Args:
-        table: Table of the run, whose summary is printed before.
-    """
-
-    def __init__(self, table: PredictionTable) -> None:
-        self._table = table
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """End the process if this was a command.
-
-        Raises:
-            SystemExit: With status 1, if so.
-        """
-        del pl_module, stage
-        if self._table.summary is not None and self._table.summary.unreadable and is_command(trainer):
-            raise SystemExit(1)
 
 
 def _fill_in_labels(table: Path, thresholds: dict[str, float | None]) -> None:

@@ -13,11 +13,13 @@ from anovl_plugin.components.bit_depth import FullBitDepth
 from anovl_plugin.components.class_metrics import ClassMetrics
 from anovl_plugin.components.display_copies import with_display_copies
 from anovl_plugin.components.distributed import UnpaddedEvaluationSampler
+from anovl_plugin.components.exit_status import ExitStatus
 from anovl_plugin.components.explanation import with_explanations
 from anovl_plugin.components.file_names import FileNames
 from anovl_plugin.components.one_class import OneClassMetrics
-from anovl_plugin.components.prediction_table import ExitStatus, PredictionTable
+from anovl_plugin.components.prediction_table import PredictionTable
 from anovl_plugin.components.raw_maps import MapFormat, RawMaps
+from anovl_plugin.components.run_folder import NoEmptyFolders
 from anovl_plugin.components.run_record import RunRecord
 from anovl_plugin.components.unreadable import OnError, UnreadableImages
 from anovl_plugin.components.validation import OptionalValidation, RandomHalves
@@ -85,6 +87,7 @@ def _arrange(components: Sequence[Callback], on_error: OnError | None, save_maps
         ClassMetrics(),
         *([RawMaps(save_maps)] if save_maps else []),
         *_drawing(visualizers),
+        NoEmptyFolders(),
         # Ends the process, so it comes last.
         ExitStatus(table),
     ]

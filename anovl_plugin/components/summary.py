@@ -69,6 +69,6 @@ def describe(summary: Summary, folder: Path, names: dict[str, str]) -> str:
         lines += [f"  {score:.3f}  {label:8s}  {names.get(path, path)}" for score, path, label in summary.highest]
     lines += [f"not read: {reason}" for reason in summary.unreadable[:_NAMED]]
     if len(summary.unreadable) > _NAMED:
-        lines.append(f"not read: {len(summary.unreadable) - _NAMED} more, which are in the table")
+        lines.append(f"not read: {len(summary.unreadable) - _NAMED} more, listed in the table")
     lines.append(f"results: {folder}")
     return "\n".join(lines)

@@ -100,6 +100,8 @@ class DemoSurfaces(MVTecAD):
 
     def prepare_data(self) -> None:
         """Create the images unless they exist."""
+        # Whoever joins categories sets this one anew.
+        check_category(self.category)
         if not (self.root / self.category).is_dir():
             make_category(self.root, self.category)
 

@@ -21,6 +21,8 @@ from anomalib.visualization import ImageVisualizer
 from PIL import Image
 
 from anovl_plugin.components.predictions import COLUMNS
+from anovl_plugin.components.reference_images import ReferenceImageError
+from anovl_plugin.demo import DemoSurfaces
 from tests.helpers.coco_runs import decode_runs
 from tests.helpers.commands import run
 from tests.helpers.engine_runs import quiet_engine, run_test
@@ -342,6 +344,49 @@ def test_a_second_run_of_an_engine_has_a_folder_of_its_own(make, bare, tmp_path)
         rows = rows_of(tmp_path / "AnoVL" / name)
         assert [Path(row["image_path"]).name for row in rows] == ["000.png", "001.png"]
     assert sorted(path.name for path in (tmp_path / "AnoVL").iterdir()) == ["latest", "v0", "v1"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--model.few_shot_source gone", "few_shot_source is 'gone', but there is no such folder; give a folder of"),
+        (
+            "--model.few_shot_source {day}/line1/000.png --model.k_shot 2",
+            "k_shot is 2, but '{day}/line1/000.png' has 1",
+        ),
+        ("--model.class_name '{{a: brick, b: wood}}'", "{day}/line1/000.png is in none of the folders that class_name"),
+    ],
+)
+def test_a_command_that_fails_says_why_in_one_line(options, message, day, tmp_path):
+    data = f"--data {day}/line1/000.png"
+    done = run(shlex.split(f"anomalib predict {MODEL} {options.format(day=day)} {data}"), tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"error: {message.format(day=day)}")
+    assert "Traceback" not in done.stdout + done.stderr
+    assert list((tmp_path / "results" / "AnoVL").iterdir()) == []
+
+
+def test_a_run_that_fails_before_its_first_result_leaves_no_folder(make, bare, tmp_path):
+    engine = quiet_engine(tmp_path)
+    for good in (0, 1):
+        with pytest.raises(ReferenceImageError, match="there is no such folder"):
+            engine.predict(make(class_name="nut", few_shot_source=tmp_path / "gone"), data_path=bare)
+        versions = [f"v{index}" for index in range(good)]
+        links = ["latest"] if good else []
+        assert sorted(path.name for path in (tmp_path / "AnoVL").iterdir()) == links + versions
+        engine.predict(make(class_name="nut"), data_path=bare)
+        assert (tmp_path / "AnoVL" / "latest").resolve() == tmp_path / "AnoVL" / f"v{good}"
+        assert len(rows_of(tmp_path / "AnoVL" / f"v{good}")) == 2
+
+
+def test_checkpoints_follow_the_folder_after_a_failed_run(make, surfaces, tmp_path):
+    engine = quiet_engine(tmp_path)
+    data = DemoSurfaces(surfaces.parent, "brick")
+    with pytest.raises(ReferenceImageError):
+        engine.test(make(few_shot_source=tmp_path / "gone"), datamodule=data, verbose=False)
+    engine.test(make(), datamodule=data, verbose=False)
+    (checkpoint,) = tmp_path.rglob("*.ckpt")
+    assert checkpoint == tmp_path / "AnoVL" / "DemoSurfaces" / "brick" / "v0" / "weights" / "lightning" / "model.ckpt"
 
 
 def test_the_visualizer_of_anomalib_follows_the_folder(make, bare, tmp_path):

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from anovl_plugin import AnoVL, MultiCategory
 from anovl_plugin.components.settings import CheckpointError
-from anovl_plugin.demo.datamodule import make_category
+from anovl_plugin.demo.datamodule import DemoSurfaces, make_category
 from tests.helpers import image_datasets
 from tests.helpers.commands import run
 from tests.helpers.engine_runs import Predictions, assert_same, gather, quiet_engine, run_test
@@ -257,6 +257,8 @@ def test_categories_must_be_names_of_a_data_module_that_has_some(root):
         TypeError, match=r"^datamodule is a Folder without a category; use a folder for each class inst"
     ):
         MultiCategory(Folder("parts", root=root, normal_dir="bottle"), ["bottle"])
+    with pytest.raises(ValueError, match=r"^category is 'steel', but must be one of brick, grass, gravel, wood$"):
+        MultiCategory(DemoSurfaces(root), ["steel"]).prepare_data()
 
 
 @pytest.mark.parametrize("kind", ["onnx", "openvino"])

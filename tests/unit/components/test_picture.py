@@ -100,6 +100,35 @@ def test_normal_images_are_dark_and_abnormal_pixels_bright():
     assert gray[1][90:140, 210:290].mean() > 120
 
 
+def halves_in_gray(shades: tuple[int, int], values: tuple[float, float]) -> tuple[float, float]:
+    """Return the gray values of a map over a photograph, each of two halves."""
+    image, anomaly_map = np.zeros((100, 100, 3), np.uint8), np.zeros((20, 20), np.float32)
+    image[:, :50], image[:, 50:] = shades
+    anomaly_map[:, :10], anomaly_map[:, 10:] = values
+    _, panel = panels_of(content(image=image, anomaly_map=anomaly_map, masks={}, label="normal"), 2)
+    gray = np.asarray(Image.fromarray(panel).convert("L"), float)
+    return float(gray[:, :150].mean()), float(gray[:, -150:].mean())
+
+
+@pytest.mark.parametrize("dark", [0, 128, 200, 255])
+@pytest.mark.parametrize("light", [0, 128, 200, 255])
+def test_the_map_orders_pixels_whatever_the_photograph(dark, light):
+    """A dark part that is abnormal stands out from a white one that is normal."""
+    abnormal, normal = halves_in_gray((dark, light), (0.9, 0.1))
+    assert abnormal > 2 * normal
+    assert normal < 55
+    for value in (0.3, 0.5, 0.7, 0.9):
+        higher, lower = halves_in_gray((dark, light), (value, value - 0.3))
+        assert higher > lower
+
+
+def test_a_photograph_of_little_contrast_can_be_seen_under_the_map():
+    one, other = halves_in_gray((220, 250), (0.2, 0.2))
+    assert other - one > 10
+    one, other = halves_in_gray((250, 250), (0.2, 0.2))
+    assert abs(other - one) < 1
+
+
 def test_outline_surrounds_what_was_found():
     *_, panel = panels_of(content())
     rows, columns = np.nonzero((panel == FOUND).all(-1))

@@ -173,7 +173,7 @@ def test_summary_names_twenty_unreadable_images(tmp_path):
     rows = [Prediction(f"{index}", label="unreadable", error=f"{index} is cut").to_row() for index in range(25)]
     text = describe(summarize(write_table(tmp_path / "t.csv", rows)), Path(), {})
     assert text.count("is cut") == 20
-    assert "not read: 5 more, which are in the table" in text
+    assert "not read: 5 more, listed in the table" in text
     assert text.startswith("25 images, 25 unreadable\n")
 
 

@@ -6,11 +6,13 @@ from lightning.pytorch import Trainer
 
 from anovl_plugin import AntialiasedPreProcessor, ResultVisualizer, ZeroShotPostProcessor
 from anovl_plugin.components.display_copies import BatchEndCallback
+from anovl_plugin.components.exit_status import ExitStatus
 from anovl_plugin.components.file_names import FileNames
 from anovl_plugin.components.one_class import OneClassMetrics
-from anovl_plugin.components.prediction_table import ExitStatus, PredictionTable
+from anovl_plugin.components.prediction_table import PredictionTable
 from anovl_plugin.components.raw_maps import RawMaps
 from anovl_plugin.components.run_callbacks import run_callbacks
+from anovl_plugin.components.run_folder import NoEmptyFolders
 
 
 def components(visualizer: object) -> list:
@@ -33,6 +35,7 @@ def test_batches_are_scored_then_listed_then_measured_then_drawn():
         Evaluator,
         RawMaps,
         ResultVisualizer,
+        NoEmptyFolders,
         ExitStatus,
     )
     places = [place(callbacks, kind) for kind in kinds]
