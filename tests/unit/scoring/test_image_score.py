@@ -90,9 +90,9 @@ def batch_sizes(monkeypatch):
     def spy_on(name, calls):
         forward = getattr(image_tower, name)
 
-        def spy(visual, images):
+        def spy(visual, images, *depths):
             calls.append(len(images))
-            return forward(visual, images)
+            return forward(visual, images, *depths)
 
         monkeypatch.setattr(image_tower, name, spy)
 
