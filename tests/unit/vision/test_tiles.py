@@ -113,7 +113,9 @@ def test_few_tiles_go_through_the_tower_at_once(count, make, monkeypatch):
     forward = image_tower.value_wise_forward
     monkeypatch.setattr(torch_model, "in_chunks", partial(in_chunks, size=count))
     monkeypatch.setattr(
-        image_tower, "value_wise_forward", lambda visual, part: (sizes.append(len(part)), forward(visual, part))[1]
+        image_tower,
+        "value_wise_forward",
+        lambda visual, part, depths: (sizes.append(len(part)), forward(visual, part, depths))[1],
     )
     result = model(images)
     assert max(sizes) == count

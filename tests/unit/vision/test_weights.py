@@ -174,7 +174,7 @@ def test_a_file_that_cannot_be_read(tmp_path):
 def test_what_is_not_a_state_dict(tmp_path, content):
     torch.save(content, tmp_path / "weights.pt")
     check_rejected(
-        tmp_path / "weights.pt", r"holds (a Tensor|a list|an int|an empty dict), not a state dict; save one with"
+        tmp_path / "weights.pt", r"holds (a Tensor|a list|an int|a dict|an empty dict), not a state dict; save one with"
     )
 
 
