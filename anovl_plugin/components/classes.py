@@ -21,6 +21,10 @@ _NOT_PRODUCTS = {
 }
 
 
+class ClassError(ValueError):
+    """Nothing tells which class an image shows."""
+
+
 class ImageClasses(NamedTuple):
     """The classes of a run.
 
@@ -88,14 +92,14 @@ def by_folder(paths: Sequence[str], root: Path | str | None = None) -> ImageClas
         root: Folder of the data. Default: the lowest folder that all images are below.
 
     Raises:
-        ValueError: If there are no images, an image is not below the root, or beside the folders of others, or a folder
+        ClassError: If there are no images, an image is not below the root, or beside the folders of others, or a folder
             is named for a label or a split, such as ``good`` or ``test``, and not for a product.
     """
     if not paths:
         msg = (
             "class_name is 'from_folder', but the run has no images with paths; set class_name to a class or a mapping"
         )
-        raise ValueError(msg)
+        raise ClassError(msg)
     absolute = [Path(path).absolute() for path in paths]
     top = Path(root).absolute() if root else Path(os.path.commonpath([path.parent for path in absolute]))
     of_path = partial(_folder_class, top, all(path.parent == top for path in absolute))
@@ -107,13 +111,13 @@ def _mapped_class(folders: dict[str, str], path: str) -> str:
         if folder.name in folders:
             return folders[folder.name]
     msg = f"{path} is in none of the folders that class_name maps to classes: {', '.join(map(shown, folders))}"
-    raise ValueError(msg)
+    raise ClassError(msg)
 
 
 def _category(categories: dict[str, str], path: str) -> str:
     if path not in categories:
         msg = f"{path} belongs to none of the data module's categories; set class_name to a mapping from folders"
-        raise ValueError(msg)
+        raise ClassError(msg)
     return categories[path]
 
 
@@ -121,18 +125,18 @@ def _folder_class(top: Path, is_flat: bool, path: str) -> str:
     own = Path(path).absolute()
     if top not in own.parents:
         msg = f"{path} is not below {top}, so its folder does not tell its class; set class_name to a mapping"
-        raise ValueError(msg)
+        raise ClassError(msg)
     folders = own.relative_to(top).parts[:-1]
     if not folders and not is_flat:
         msg = f"{path} lies beside the folders of other images, so no folder tells its class; move it into one"
-        raise ValueError(msg)
+        raise ClassError(msg)
     name = folders[0] if folders else top.name
     if name.lower() in _NOT_PRODUCTS:
         msg = (
             f"class_name is 'from_folder', but the folder of {path} below {top} is {shown(name)}, which is not a "
             "product; set class_name to a class, or to a mapping from folder names to classes"
         )
-        raise ValueError(msg)
+        raise ClassError(msg)
     return name
 
 
@@ -140,7 +144,7 @@ def image_paths(trainer: Trainer) -> list[str]:
     """Return the paths of all images of the current evaluation.
 
     Raises:
-        ValueError: If a dataset does not tell the paths of its images.
+        ClassError: If a dataset does not tell the paths of its images.
     """
     loaders = trainer.predict_dataloaders if trainer.predicting else trainer.test_dataloaders
     if not (trainer.predicting or trainer.testing):
@@ -165,4 +169,4 @@ def _paths_of(dataset: Any) -> list[str]:
         f"class_name is 'from_folder', but a {type(dataset).__name__} does not tell the paths of its images; "
         "set class_name to a mapping from folder names to classes"
     )
-    raise ValueError(msg)
+    raise ClassError(msg)

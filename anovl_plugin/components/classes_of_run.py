@@ -11,6 +11,7 @@ from anovl_plugin.components.checkpoint import CheckpointMixin
 from anovl_plugin.components.classes import (
     FALLBACK,
     FROM_FOLDER,
+    ClassError,
     ImageClasses,
     by_category,
     by_folder,
@@ -40,7 +41,8 @@ class ClassesMixin(CheckpointMixin):
         has stay.
 
         Raises:
-            ValueError: If the classes cannot be told.
+            CheckpointError: If the checkpoint does not have one of several classes.
+            ClassError: If the classes cannot be told.
         """
         before = self.model.text_banks.class_names
         self._classes = classes = self._find_classes()
@@ -66,7 +68,7 @@ class ClassesMixin(CheckpointMixin):
         """Return the index of the class of each image of a batch (B,); ``None`` if the model has one class.
 
         Raises:
-            ValueError: If the class of an image cannot be told.
+            ClassError: If the class of an image cannot be told.
         """
         classes = self._classes
         if classes is None:
@@ -78,7 +80,7 @@ class ClassesMixin(CheckpointMixin):
         paths = getattr(batch, "image_path", None)
         if not paths:
             msg = f"the images have no paths, but their class comes from {classes.origin}; set class_name to one class"
-            raise ValueError(msg)
+            raise ClassError(msg)
         index = self.model.text_banks.index([classes.of_path(str(path)) for path in paths])
         return None if len(self.model.text_banks) == 1 else index.to(cast("Tensor", batch.image).device)
 
@@ -131,7 +133,7 @@ class ClassesMixin(CheckpointMixin):
             f"the model has text banks of {', '.join(map(shown, has))}, and nothing says which the images show; "
             "set class_name to one of them, to a mapping from folder names to classes, or to 'from_folder'"
         )
-        raise ValueError(msg)
+        raise ClassError(msg)
 
     @property
     def _is_running(self) -> bool:
@@ -155,7 +157,7 @@ class ClassesMixin(CheckpointMixin):
                 "class_name is 'from_folder', but there is no run whose images tell the classes; validate or test "
                 "first, or set class_name to a mapping from folder names to classes"
             )
-            raise ValueError(msg)
+            raise ClassError(msg)
         return by_folder(image_paths(trainer), getattr(self.datamodule, "root", None))
 
     def _log_text_banks(self, classes: ImageClasses, built: list[str]) -> None:

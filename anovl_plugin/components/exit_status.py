@@ -4,7 +4,7 @@ import sys
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from anovl_plugin.components import classes, classes_of_run
+from anovl_plugin.components.classes import ClassError
 from anovl_plugin.components.pre_processor import ImageTooLargeError
 from anovl_plugin.components.prediction_table import PredictionTable
 from anovl_plugin.components.reference_images import ReferenceImageError
@@ -18,13 +18,12 @@ from anovl_plugin.vision.weights import BackboneError
 _KINDS = (
     BackboneError,
     CheckpointError,
+    ClassError,
     ImageTooLargeError,
     PromptTooLongError,
     ReferenceImageError,
     UnreadableImageError,
 )
-# Where an error of no such kind is one, too.
-_MODULES = {classes.__name__, classes_of_run.__name__}
 
 
 class ExitStatus(Callback):
@@ -56,17 +55,6 @@ class ExitStatus(Callback):
             SystemExit: With status 1, if so.
         """
         del pl_module
-        if is_command(trainer) and says_it_all(exception):
+        if is_command(trainer) and isinstance(exception, _KINDS):
             print(f"error: {exception}", file=sys.stderr, flush=True)  # noqa: T201
             raise SystemExit(1)
-
-
-def says_it_all(exception: BaseException) -> bool:
-    """Return whether an error is about what the user gave, so that its message helps and its traceback does not."""
-    if isinstance(exception, _KINDS):
-        return True
-    raised = exception.__traceback__
-    while raised is not None and raised.tb_next is not None:
-        raised = raised.tb_next
-    where = None if raised is None else raised.tb_frame.f_globals.get("__name__")
-    return type(exception) is ValueError and where in _MODULES
