@@ -170,6 +170,8 @@ class ClassesMixin(CheckpointMixin):
             alike = ", ".join(map(repr, bank.indistinct_words()))
             if alike:
                 logger.warning("The CLIP does not tell %s apart, so no defect can be named; use other words.", alike)
+            for name in self.model.prompts.misspelled(str(bank.class_name)):
+                logger.warning("The prompts have an entry for %r, but the class is %r.", name, bank.class_name)
             if classes.origin == "the fallback":
                 logger.warning("Nothing says what the images show; set class_name, e.g. to 'bottle'.")
             elif not any(letter.isalpha() for letter in noun):

@@ -2,8 +2,7 @@
 
 A prompt is *domain template ∘ state ∘ class name*: a state is wrapped around the class name, and the result is put
 into a template of the domain. In the paper, 3 domain phrases × 22 templates × 7 states make 462 prompts for the normal
-state and as many for the abnormal one; ``paper.yaml`` holds them, and a file of
-your own can change any part.
+state and as many for the abnormal one; ``paper.yaml`` holds them, and a file of your own can change any part.
 
 Sentences are made phrase by phrase, template by template, and the state changes fastest. The order matters because the
 text adapter draws one row of its initial weights per prompt.
@@ -11,6 +10,7 @@ text adapter draws one row of its initial weights per prompt.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -185,6 +185,18 @@ class Prompts:
         own = self.defects.get(class_name) or self.defects.get(self.noun(class_name)) or ()
         words = dict.fromkeys([*self.defects.get(OTHERS, ()), *own])
         return {word: self.defect_template.replace("{defect}", word) for word in words}
+
+    def misspelled(self, class_name: str) -> list[str]:
+        """Return names in ``nouns`` and ``defects`` that are much like a class which has no entry there.
+
+        Example:
+            >>> prompts = Prompts.load({"extends": "paper", "defects": {"bottel": ["crack"]}})
+            >>> prompts.misspelled("bottle"), prompts.misspelled("nut"), prompts.misspelled("bottel")
+            (['bottel'], [], [])
+        """
+        own = {class_name, self.noun(class_name)}
+        others = [name for names in (self.nouns, self.defects) if not own & set(names) for name in names]
+        return get_close_matches(class_name, dict.fromkeys(others), cutoff=0.8)
 
     def ensemble(self, class_name: str, domain: str = "auto") -> PromptEnsemble:
         """Return all prompts of a class, for both states.

@@ -71,6 +71,13 @@ def test_data_modules(kind, make, tmp_path):
             {"class_name": "01", "prompts": {"extends": "paper", "nouns": {"01": "bearing"}}},
             ["Text bank of class '01' (from the class_name argument), domain 'object': 924 sentences about 'bearing'."],
         ),
+        (
+            {"class_name": "nut", "prompts": {"extends": "paper", "defects": {"nuts": ["cut"], "bolt": ["rust"]}}},
+            [
+                "Text bank of class 'nut' (from the class_name argument), domain 'object': 924 sentences about 'nut'.",
+                "The prompts have an entry for 'nuts', but the class is 'nut'.",
+            ],
+        ),
     ],
 )
 def test_the_log_says_what_the_text_bank_asks(options, lines, make, caplog):
