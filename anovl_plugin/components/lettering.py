@@ -1,9 +1,11 @@
 """Text that fits into a picture."""
 
+from functools import cache
 from pathlib import Path
 from threading import local
 
 import matplotlib as mpl
+from matplotlib.ft2font import FT2Font
 from PIL import ImageFont
 
 _fonts = local()
@@ -21,12 +23,33 @@ def load_font(size: int, path: str | None = None, *, bold: bool = False) -> Imag
         OSError: If the file is not a font.
     """
     known = vars(_fonts).setdefault("known", {})
-    name = path or str(
-        Path(mpl.get_data_path()) / "fonts" / "ttf" / ("DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf")
-    )
+    name = path or _default_font("DejaVuSans-Bold" if bold else "DejaVuSans")
     if (name, size) not in known:
         known[name, size] = ImageFont.truetype(name, size)
     return known[name, size]
+
+
+def missing_characters(text: str, path: str | None = None) -> str:
+    """Return the characters of a text that a font does not have, each once; they are drawn as boxes.
+
+    Args:
+        text: The text.
+        path: TrueType file. Default: DejaVu Sans.
+
+    Example:
+        >>> missing_characters("bottle 瓶子 瓶")
+        '瓶子'
+    """
+    return "".join(dict.fromkeys(each for each in text if ord(each) not in _charmap(path or _default_font())))
+
+
+def _default_font(name: str = "DejaVuSans") -> str:
+    return str(Path(mpl.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf")
+
+
+@cache
+def _charmap(path: str) -> frozenset[int]:
+    return frozenset(FT2Font(path).get_charmap())
 
 
 def shorten(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:

@@ -1,5 +1,6 @@
 """The visualizer of the model: pictures with a verdict, drawn beside the model."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,18 @@ from anomalib.visualization import ImageVisualizer
 from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
 
-from anovl_plugin.components.arguments import check_panels, check_threads
 from anovl_plugin.components.file_names import FileNames, with_suffix
 from anovl_plugin.components.image_file import read_image
+from anovl_plugin.components.lettering import missing_characters
 from anovl_plugin.components.picture import Content, Style, draw_picture
 from anovl_plugin.components.picture_pool import PicturePool, write_picture
+from anovl_plugin.components.picture_settings import check_configs, check_panels, check_threads
 from anovl_plugin.components.predictions import ABNORMAL, NORMAL
 from anovl_plugin.components.shown_thresholds import ShownThresholds, class_names_of, thresholds_of
 
 _UNKNOWN = ShownThresholds(None, None)
+
+logger = logging.getLogger(__name__)
 
 
 class ResultVisualizer(ImageVisualizer):
@@ -35,7 +39,7 @@ class ResultVisualizer(ImageVisualizer):
             the outlines of what was found and of the ground truth.
         field_size: Width and height in pixels that a panel fits into, with the aspect ratio of the image. Default:
             (384, 384).
-        fields_config: Settings of single fields, as in anomalib; not used here. Default: none.
+        fields_config: Settings of single fields in anomalib, of which there are none here. Default: none.
         overlay_fields_config: ``color``, ``alpha`` and ``mode`` (``contour`` or ``fill``) of ``pred_mask`` and
             ``gt_mask``, and ``alpha`` of ``anomaly_map``. Default: none.
         text_config: ``enable``, ``font`` and ``size`` of the text. Default: none.
@@ -44,7 +48,7 @@ class ResultVisualizer(ImageVisualizer):
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If a field is unknown, or a number is out of range.
+        ValueError: If a field or a setting is unknown, or a value is invalid.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class ResultVisualizer(ImageVisualizer):
         if overlay_fields is None:
             overlay_fields = [("image", ["anomaly_map"]), ("image", ["pred_mask", "gt_mask"])]
         check_panels(fields, overlay_fields, field_size)
+        check_configs(fields_config, overlay_fields_config, text_config)
         super().__init__(
             fields,
             overlay_fields,
@@ -86,6 +91,7 @@ class ResultVisualizer(ImageVisualizer):
             font_size=text.get("size"),
         )
         self._pool: PicturePool | None = None
+        self._missing: set[str] = set()
 
     def visualize(
         self, predictions: ImageItem | NumpyImageItem | ImageBatch | NumpyImageBatch
@@ -122,7 +128,15 @@ class ResultVisualizer(ImageVisualizer):
         for item, class_name, thresholds in zip(batch, classes, thresholds_of(pl_module, batch), strict=True):
             name = names.name_of(item.image_path or "image")
             content = content_of(item, thresholds)._replace(class_name=class_name, name=name.as_posix())
+            self._warn_of_missing_characters(f"{class_name}{name}{content.explanation}")
             self._pool.submit(_draw, content, self.style, item.image_path, folder / with_suffix(name, ".png"))
+
+    def _warn_of_missing_characters(self, text: str) -> None:
+        missing = set(missing_characters(text, self.style.font)) if self.style.with_text else set()
+        if missing - self._missing:
+            advice = "set the visualizer's text_config to a font that has them, {font: FILE}"
+            logger.warning("Pictures cannot show %s; %s.", " ".join(sorted(missing - self._missing)), advice)
+            self._missing |= missing
 
     def on_predict_batch_end(self, *arguments: Any) -> None:
         """Let threads draw the images of a batch."""

@@ -84,11 +84,11 @@ def test_picture_of_a_file_that_is_gone(batch, tmp_path):
     assert len(draw(ResultVisualizer(field_size=(64, 64)), batch, tmp_path / "run")) == 6
 
 
-def test_errors_of_drawing_surface(batch, tmp_path):
-    visualizer = ResultVisualizer(field_size=(64, 64), text_config={"font": "/nowhere/font.ttf"})
-    with pytest.raises(OSError, match="cannot open resource"):
-        draw(visualizer, batch, tmp_path / "run")
-    assert not [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+def test_characters_that_the_font_lacks_are_named_once(batch, tmp_path, caplog):
+    batch.explanation = ["crack 瓶 0.61", "", "瓶子", "", "", ""]
+    draw(ResultVisualizer(field_size=(64, 64)), batch, tmp_path / "run", times=2)
+    advice = "set the visualizer's text_config to a font that has them, {font: FILE}."
+    assert caplog.messages == [f"Pictures cannot show 瓶; {advice}", f"Pictures cannot show 子; {advice}"]
 
 
 def test_disk_that_is_full(batch, tmp_path, monkeypatch):
@@ -195,6 +195,52 @@ def test_picture_replaces_an_older_one(tmp_path):
         ({"field_size": (100, 8193)}, ValueError, r"^field_size is \(100, 8193\)"),
         ({"field_size": 256}, TypeError, r"^field_size is 256, but must be a width and a height"),
         ({"field_size": (1.5, 100)}, TypeError, r"^field_size is \(1.5, 100\)"),
+        (
+            {"fields_config": {"image": {}}},
+            ValueError,
+            r"^fields_config is \{'image': \{\}\}, but has no settings h",
+        ),
+        (
+            {"overlay_fields_config": {"mask": {}}},
+            ValueError,
+            r"^overlay_fields_config is \{'mask': \{\}\}, but must be a mapping with some of pred_mask, gt_mask, ano",
+        ),
+        (
+            {"overlay_fields_config": {"gt_mask": {"colour": 3}}},
+            ValueError,
+            r"^overlay_fields_config of gt_mask is \{'colour': 3\}, but must be a mapping with some of color, alp",
+        ),
+        (
+            {"overlay_fields_config": {"gt_mask": {"color": (0, 0, 256)}}},
+            ValueError,
+            r"^color in overlay_fields_config of gt_mask is \(0, 0, 256\), but must be red, green and blue, each fr",
+        ),
+        (
+            {"overlay_fields_config": {"pred_mask": {"mode": "dots"}}},
+            ValueError,
+            r"^mode in overlay_fields_config of pred_mask is 'dots', but must be contour or fill$",
+        ),
+        (
+            {"overlay_fields_config": {"anomaly_map": {"alpha": float("nan")}}},
+            ValueError,
+            r"^alpha in overlay_fields_config of anomaly_map is nan, but must be an opacity from 0 to 1$",
+        ),
+        (
+            {"text_config": "big"},
+            TypeError,
+            r"^text_config is 'big', but must be a mapping with some of enable, fo",
+        ),
+        ({"text_config": {"enable": 1}}, ValueError, r"^enable in text_config is 1, but must be true or false$"),
+        (
+            {"text_config": {"size": 3}},
+            ValueError,
+            r"^size in text_config is 3, but must be a whole number of pixels",
+        ),
+        (
+            {"text_config": {"font": "/nowhere/font.ttf"}},
+            ValueError,
+            r"^font in text_config is '/nowhere/font.ttf', but must be a TrueType file$",
+        ),
     ],
 )
 def test_invalid_settings(arguments, kind, said):
