@@ -206,9 +206,9 @@ def test_picture_replaces_an_older_one(tmp_path):
             r"^overlay_fields_config is \{'mask': \{\}\}, but must be a mapping with some of pred_mask, gt_mask, ano",
         ),
         (
-            {"overlay_fields_config": {"gt_mask": {"colour": 3}}},
+            {"overlay_fields_config": {"gt_mask": {"hue": 3}}},
             ValueError,
-            r"^overlay_fields_config of gt_mask is \{'colour': 3\}, but must be a mapping with some of color, alp",
+            r"^overlay_fields_config of gt_mask is \{'hue': 3\}, but must be a mapping with some of color, alp",
         ),
         (
             {"overlay_fields_config": {"gt_mask": {"color": (0, 0, 256)}}},
@@ -228,7 +228,7 @@ def test_picture_replaces_an_older_one(tmp_path):
         (
             {"text_config": "big"},
             TypeError,
-            r"^text_config is 'big', but must be a mapping with some of enable, fo",
+            r"^text_config is 'big', but must be a mapping with some of enable, font",
         ),
         ({"text_config": {"enable": 1}}, ValueError, r"^enable in text_config is 1, but must be true or false$"),
         (
