@@ -124,6 +124,20 @@ def check_flag(name: str, value: object) -> None:
         raise TypeError(msg)
 
 
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raise an error if an argument is neither one of some words nor ``None``.
+
+    Raises:
+        TypeError: If it is neither a string nor ``None``.
+        ValueError: If it is another string.
+    """
+    msg = f"{name} is {shown(value)}, but must be {', '.join(map(repr, choices))} or None"
+    if not isinstance(value, str | None):
+        raise TypeError(msg)
+    if value not in {*choices, None}:
+        raise ValueError(msg)
+
+
 def whole_number(part: object, name: str, least: int) -> int:
     """Return a setting that must be a whole number, at least ``least`` and less than 2⁶³, as an ``int``.
 

@@ -2,7 +2,7 @@
 
 import warnings
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 from anomalib import LearningType
@@ -23,15 +23,15 @@ from anovl_plugin.components.explanation import keep_matches
 from anovl_plugin.components.export import TextBankExportMixin
 from anovl_plugin.components.post_processor import ZeroShotPostProcessor
 from anovl_plugin.components.pre_processor import AntialiasedPreProcessor, default_transform
-from anovl_plugin.components.raw_maps import MapFormat, check_save_maps
+from anovl_plugin.components.raw_maps import MapFormat
 from anovl_plugin.components.references_of_run import ReferencesMixin, parse_few_shot
 from anovl_plugin.components.run_callbacks import run_callbacks
 from anovl_plugin.components.run_folder import RunFolder
 from anovl_plugin.components.settings import references_of, settings_of
-from anovl_plugin.components.unreadable import OnError, check_on_error
+from anovl_plugin.components.unreadable import OnError
 from anovl_plugin.components.validated_results import ValidatedResults
 from anovl_plugin.components.visualizer import ResultVisualizer
-from anovl_plugin.config import check_flag, is_loading_checkpoint
+from anovl_plugin.config import check_choice, check_flag, is_loading_checkpoint
 from anovl_plugin.hosts.lightning import attached_trainer, is_preliminary, put_first
 from anovl_plugin.scoring.adaptation import Adaptation
 from anovl_plugin.scoring.image_score import ImageScore, ImageScoreName
@@ -145,8 +145,8 @@ class AnoVL(ReferencesMixin, ClassesMixin, TextBankExportMixin, CheckpointMixin,
             references=cast("Any", references_of(few_shot)),
             cache=cache,
         )
-        check_on_error(on_error)
-        check_save_maps(save_maps)
+        check_choice("on_error", on_error, get_args(OnError))
+        check_choice("save_maps", save_maps, get_args(MapFormat))
         check_components(pre_processor, post_processor, evaluator, visualizer)
         # anomalib copies all arguments, so they are checked first. These may be of any class and need no copy.
         image_score, adaptation, references = "global", None, None

@@ -1,7 +1,7 @@
 """Raw anomaly maps as files, on request."""
 
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -11,23 +11,8 @@ from torch import Tensor
 
 from anovl_plugin.components.each_stage import EachStage
 from anovl_plugin.components.file_names import FileNames, with_suffix
-from anovl_plugin.config import shown
 
 MapFormat = Literal["png", "npy"]
-
-
-def check_save_maps(value: object) -> None:
-    """Raise an error if a value is neither ``png``, ``npy`` nor ``None``.
-
-    Raises:
-        TypeError: If it is neither a string nor ``None``.
-        ValueError: If it is another string.
-    """
-    msg = f"save_maps is {shown(value)}, but must be 'png', 'npy' or None"
-    if not isinstance(value, str | None):
-        raise TypeError(msg)
-    if value not in {*get_args(MapFormat), None}:
-        raise ValueError(msg)
 
 
 class RawMaps(EachStage):

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 from anomalib.data import AnomalibDataset, PredictDataset
 from lightning.pytorch import LightningModule, Trainer
@@ -12,24 +12,9 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from anovl_plugin.components.datasets import locate, path_of
 from anovl_plugin.components.pre_processor import check_before_resizing, naming
-from anovl_plugin.config import shown
 from anovl_plugin.hosts.lightning import LoaderCallback
 
 OnError = Literal["report", "stop"]
-
-
-def check_on_error(value: object) -> None:
-    """Raise an error if a value is neither ``report``, ``stop`` nor ``None``.
-
-    Raises:
-        TypeError: If it is neither a string nor ``None``.
-        ValueError: If it is another string.
-    """
-    msg = f"on_error is {shown(value)}, but must be 'report', 'stop' or None"
-    if not isinstance(value, str | None):
-        raise TypeError(msg)
-    if value not in {*get_args(OnError), None}:
-        raise ValueError(msg)
 
 
 class UnreadableImageError(ValueError):
