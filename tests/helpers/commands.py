@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 GUIDE = ROOT / "docs" / "first_prediction.md"
 OFFLINE = {"HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
 
-# Imports what all commands import, which takes longer than most of them, and runs each in a fork. The fork leaves the loop
+# Imports what all commands import, which takes longer than most of them, and runs each in a fork, which leaves the loop
 # and ends as a Python does that was started for the command alone.
 STARTER = """
 import json, os, runpy, sys
