@@ -5,6 +5,7 @@ import signal
 import sys
 import tempfile
 import threading
+import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -68,8 +69,9 @@ def serve(options: argparse.Namespace) -> None:
         OSError: If the port or a file cannot be used.
         ValueError: If an option is invalid.
     """
-    # What takes seconds to import comes after what may be wrong.
+    # What takes seconds to import comes after what may be wrong, and what others' modules say of themselves is not ours.
     port = find_port(options.port)
+    warnings.simplefilter("ignore", FutureWarning)
 
     import torch
 

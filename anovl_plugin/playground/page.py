@@ -60,12 +60,9 @@ def build_page(playground: Playground, words: Words) -> gr.Blocks:
                     names, value=names[0], label="Image", visible=len(names) > 1, elem_id="choice", interactive=True
                 )
                 image = gr.HTML(elem_id="image", apply_default_css=False)
-                dropped = gr.File(label="Or drop an image of your own", height=96, elem_id="dropped")
+                dropped = gr.File(label="An image of your own", height=80, elem_id="dropped")
                 references = gr.File(
-                    label="Reference images: a few good parts, if you have any",
-                    file_count="multiple",
-                    height=96,
-                    elem_id="references",
+                    label="Reference images: a few good parts", file_count="multiple", height=80, elem_id="references"
                 )
             with gr.Column(scale=7, min_width=320):
                 compare = gr.Checkbox(False, label="Compare two sets of words", elem_id="compare", container=False)
@@ -85,7 +82,7 @@ def build_page(playground: Playground, words: Words) -> gr.Blocks:
                         min_width=260,
                     )
                 with gr.Row(elem_id="results"):
-                    results = [_build_result(name) for name in NAMES]
+                    results, result_columns = zip(*map(_build_result, NAMES), strict=True)
         states = [gr.State() for _ in NAMES]
 
         def answer(choice: str, dropped: str, references: list[str], threshold: float, compare: bool, *fields: str) -> tuple:
@@ -93,8 +90,8 @@ def build_page(playground: Playground, words: Words) -> gr.Blocks:
             sets = [Words.parse(*fields[:5]), Words.parse(*fields[5:])][: 1 + compare]
             given = playground.answer(choice, dropped, references, threshold, sets)
             each = [*given.each, None, None][: len(NAMES)]
-            pages = [gr.HTML("" if one is None else one.page) for one in each]
-            return given.image, *(None if one is None else one.scored for one in each), *pages
+            scored = [None if one is None else one.scored for one in each]
+            return given.image, *scored, *("" if one is None else one.page for one in each)
 
         def move(threshold: float, *scored: Any) -> list:
             """Return the results with another threshold; where there is none, what is there stays."""
@@ -108,7 +105,7 @@ def build_page(playground: Playground, words: Words) -> gr.Blocks:
         triggers += [form.domain.input for form in forms]
         gr.on(triggers, answer, entered, shown, **_EVENT)
         choice.input(lambda: None, None, dropped, **_EVENT).then(answer, entered, shown, **_EVENT)
-        switch = [columns[1], results[1], *forms[1]]
+        switch = [forms[0].class_name, columns[1], result_columns[1], *forms[1]]
         compare.input(_switch, [compare, *forms[0]], switch, **_EVENT).then(answer, entered, shown, **_EVENT)
         threshold.change(move, [threshold, *states], results, **_EVENT | {"show_progress": "hidden"})
     return page
@@ -120,14 +117,14 @@ def _build_form(name: str, words: Words) -> tuple[Form, gr.Column]:
         with gr.Row():
             class_name = gr.Textbox(
                 words.class_name,
-                label=f"{name}: what the image shows",
+                label=_class_label(name, compare=name != NAMES[0]),
                 max_lines=1,
                 elem_id=f"class-{prefix}",
                 scale=2,
                 min_width=140,
             )
             domain = gr.Dropdown(
-                list(DOMAINS), value=words.domain, label="Domain", elem_id=f"domain-{prefix}", scale=1, min_width=110
+                list(DOMAINS), value=words.domain, label="Domain", elem_id=f"domain-{prefix}", scale=1, min_width=125
             )
         with gr.Row():
             states = [
@@ -152,13 +149,17 @@ def _build_form(name: str, words: Words) -> tuple[Form, gr.Column]:
     return Form(class_name, domain, states[0], states[1], defects), column
 
 
-def _build_result(name: str) -> gr.HTML:
-    return gr.HTML(
-        visible=name == NAMES[0], min_width=320, elem_id=f"result-{name.lower()}", apply_default_css=False
-    )
+def _class_label(name: str, *, compare: bool) -> str:
+    return f"{name}: what the image shows" if compare else "What the image shows"
+
+
+def _build_result(name: str) -> tuple[gr.HTML, gr.Column]:
+    with gr.Column(visible=name == NAMES[0], min_width=320) as column:
+        return gr.HTML(elem_id=f"result-{name.lower()}", apply_default_css=False), column
 
 
 def _switch(compare: bool, *fields: str) -> Sequence[Any]:
     """Show or hide the second set of words, which starts as a copy of the first."""
+    label = gr.Textbox(label=_class_label(NAMES[0], compare=compare))
     copies = fields if compare else [gr.skip()] * len(fields)
-    return [gr.Column(visible=compare), gr.HTML(visible=compare), *copies]
+    return [label, gr.Column(visible=compare), gr.Column(visible=compare), *copies]

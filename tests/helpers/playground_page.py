@@ -1,0 +1,106 @@
+"""A playground that is being served, and its page on the screen."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from selenium.webdriver import Chrome, Keys
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
+
+from tests.helpers.browser import WIDE, resize
+
+PHONE = (390, 844)
+
+
+@contextmanager
+def serve_playground(folder: Path, *arguments: str) -> Iterator[str]:
+    """Serve a playground that is started in a folder, and yield its address."""
+    command = [sys.executable, "-m", "anovl_plugin.playground", "--port", "0", *arguments]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "XDG_CACHE_HOME": str(folder / "cache")}
+    with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            line = server.stdout.readline()
+            found = re.fullmatch(r"The playground is at (http://127\.0\.0\.1:\d+)/ \(to end it, press Ctrl\+C\)\n", line)
+            assert found, line
+            yield found.group(1)
+        finally:
+            server.send_signal(signal.SIGINT)
+            rest = server.stdout.read()
+    # It ends as it should, and writes nothing else.
+    assert (server.returncode, rest) == (0, "")
+
+
+class PlaygroundPage:
+    """A playground on the screen.
+
+    Args:
+        browser: Browser to show it in.
+        address: Where it is served.
+        size: Width and height of the screen in pixels.
+    """
+
+    def __init__(self, browser: Chrome, address: str, size: tuple[int, int] = WIDE) -> None:
+        self.browser = browser
+        resize(browser, size)
+        browser.get_log("browser")
+        browser.get(address)
+        self.wait(lambda: self.all("#result-a .result"))
+
+    def all(self, selector):
+        return self.browser.find_elements(By.CSS_SELECTOR, selector)
+
+    def one(self, selector):
+        (element,) = self.all(selector)
+        return element
+
+    def wait(self, condition):
+        return WebDriverWait(self.browser, 20, poll_frequency=0.02).until(lambda _: condition())
+
+    def write(self, field, text):
+        """Replace what is in a field, such as ``class-a``; lines are separated by Shift and Enter."""
+        element = self.one(f"#{field} input, #{field} textarea")
+        element.send_keys(Keys.CONTROL, "a")
+        element.send_keys(Keys.DELETE)
+        element.send_keys(text)
+        return element
+
+    def choose(self, field, text):
+        """Choose from a list, such as ``choice``."""
+        element = self.one(f"#{field} input")
+        element.click()
+        element.send_keys(Keys.CONTROL, "a")
+        element.send_keys(text, Keys.ENTER)
+
+    def drop(self, field, *paths):
+        """Give files to ``dropped`` or ``references``."""
+        self.one(f"#{field} input[type=file]").send_keys("\n".join(map(str, paths)))
+
+    def run(self):
+        self.one("#run").click()
+
+    def verdict(self, name="a"):
+        """Return the verdict in words; the problem if there is one, and nothing if there is no result."""
+        found = self.all(f"#result-{name} .verdict, #result-{name} .problem")
+        return found[0].text.replace("\n", " ") if found else ""
+
+    def score(self, name="a"):
+        found = re.search(r"score (\S+),", self.verdict(name))
+        return float(found.group(1)) if found else None
+
+    def wait_for(self, text, name="a"):
+        """Wait until the verdict has a text, or matches a pattern."""
+        self.wait(lambda: re.search(text, self._steady_verdict(name)))
+        return self.verdict(name)
+
+    def _steady_verdict(self, name):
+        script = "return (document.querySelector(arguments[0]) || {textContent: ''}).textContent"
+        return self.browser.execute_script(script, f"#result-{name}")
+
+    def complaints(self):
+        return [entry["message"] for entry in self.browser.get_log("browser")]
