@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from anovl_plugin.config import cause_of
+from anovl_plugin.hosts.anomalib import is_image_file
 from anovl_plugin.playground.images import is_readable_path, keep_image, keep_together
 from anovl_plugin.playground.results import render_error, render_image, render_result
 from anovl_plugin.playground.session import Scored, Session, judge
@@ -69,7 +70,7 @@ class Playground:
         """
         try:
             path = self._find_image(choice, dropped)
-            folder = keep_together([Path(each) for each in references], self.folder) if references else None
+            folder = self._keep_references(references or [])
         except (OSError, ValueError) as error:
             problem = Answer(None, render_error(explain_problem(error)))
             return Answers("", [problem] * len(words))
@@ -94,6 +95,15 @@ class Playground:
             raise ValueError(msg)
         path = self.images[choice]
         return path if is_readable_path(path) else keep_image(path, self.folder)
+
+    def _keep_references(self, references: Sequence[str]) -> Path | None:
+        paths = [Path(each) for each in references]
+        for path in paths:
+            # In a folder of references, other files are passed over.
+            if not is_image_file(path):
+                msg = f"{path.name} cannot be a reference image, because its name is not that of an image file; remove it"
+                raise ValueError(msg)
+        return keep_together(paths, self.folder) if paths else None
 
     def _answer(self, path: Path, folder: Path | None, threshold: float, words: Words, name: str) -> Answer:
         try:

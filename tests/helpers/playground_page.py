@@ -48,6 +48,8 @@ class PlaygroundPage:
     def __init__(self, browser: Chrome, address: str, size: tuple[int, int] = WIDE) -> None:
         self.browser = browser
         resize(browser, size)
+        # What is cut short when a page is left is not a complaint of the next one.
+        browser.get("about:blank")
         browser.get_log("browser")
         browser.get(address)
         self.wait(lambda: self.all("#result-a .result"))
@@ -86,21 +88,20 @@ class PlaygroundPage:
 
     def verdict(self, name="a"):
         """Return the verdict in words; the problem if there is one, and nothing if there is no result."""
-        found = self.all(f"#result-{name} .verdict, #result-{name} .problem")
-        return found[0].text.replace("\n", " ") if found else ""
+        # In one step, because a result may be replaced at any time.
+        script = "return (document.querySelector(arguments[0]) || {innerText: ''}).innerText"
+        found = self.browser.execute_script(script, f"#result-{name} :is(.verdict, .problem)")
+        return " ".join(found.split())
 
     def score(self, name="a"):
         found = re.search(r"score (\S+),", self.verdict(name))
         return float(found.group(1)) if found else None
 
-    def wait_for(self, text, name="a"):
-        """Wait until the verdict has a text, or matches a pattern."""
-        self.wait(lambda: re.search(text, self._steady_verdict(name)))
+    def wait_for(self, pattern, name="a"):
+        """Wait until a result has a text that matches, and return its verdict."""
+        script = "return (document.querySelector(arguments[0]) || {innerText: ''}).innerText"
+        self.wait(lambda: re.search(pattern, self.browser.execute_script(script, f"#result-{name}")))
         return self.verdict(name)
-
-    def _steady_verdict(self, name):
-        script = "return (document.querySelector(arguments[0]) || {textContent: ''}).textContent"
-        return self.browser.execute_script(script, f"#result-{name}")
 
     def complaints(self):
         return [entry["message"] for entry in self.browser.get_log("browser")]
