@@ -184,10 +184,9 @@ class Session:
 
     def __init__(self, backbone: str, pretrained: str | None = None, device: str = "cpu") -> None:
         self.device = _check_device(device)
-        # Checks the arguments before anything is loaded.
         self.backbone, self.pretrained = backbone, pretrained
-        self._new_model(self.settings(Words("object")))
-        self._clip = load_backbone(*AnoVL(**self._source(), visualizer=False).model.source)
+        # The model checks its arguments before anything is loaded.
+        self._clip = load_backbone(*self._new_model(self.settings(Words("object"))).model.source)
         self._tower = RememberingTower(self._clip.clip, cast("Tokenizer", self._clip.tokenizer)).to(self.device)
         self._lock = RLock()
         self._models: OrderedDict[tuple, tuple[AnoVL, TextBank]] = OrderedDict()
@@ -269,9 +268,6 @@ class Session:
         folder = settings.references
         return settings, None if folder is None else hash_files(sorted(folder.iterdir()))
 
-    def _source(self) -> dict[str, str]:
-        return {"backbone": self.backbone} | ({} if self.pretrained is None else {"pretrained": self.pretrained})
-
 
 def _check_device(device: str) -> torch.device:
     try:
@@ -284,7 +280,10 @@ def _check_device(device: str) -> torch.device:
 def _check_states(bank: TextBank) -> None:
     normal, abnormal = bank.state_embeddings
     if float(normal @ abnormal) > _SAME:
-        msg = "the CLIP does not tell these normal states from the abnormal ones, so all scores would be 0.5; use other words"
+        msg = (
+            "the CLIP does not tell these normal states from the abnormal ones, so all scores would be 0.5; use other "
+            "words"
+        )
         raise ValueError(msg)
 
 
