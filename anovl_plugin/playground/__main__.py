@@ -69,7 +69,7 @@ def serve(options: argparse.Namespace) -> None:
         OSError: If the port or a file cannot be used.
         ValueError: If an option is invalid.
     """
-    # What takes seconds to import comes after what may be wrong, and what others' modules say of themselves is not ours.
+    # What takes seconds to import comes after what may be wrong.
     port = find_port(options.port)
     warnings.simplefilter("ignore", FutureWarning)
 

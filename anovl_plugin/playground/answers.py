@@ -57,7 +57,12 @@ class Playground:
         return "gpu" if kind == "cuda" else kind
 
     def answer(
-        self, choice: str, dropped: str | None, references: Sequence[str] | None, threshold: float, words: Sequence[Words]
+        self,
+        choice: str,
+        dropped: str | None,
+        references: Sequence[str] | None,
+        threshold: float,
+        words: Sequence[Words],
     ) -> Answers:
         """Return what comes out for an image and one or more sets of words; mistakes are said in one line.
 
@@ -75,7 +80,8 @@ class Playground:
             problem = Answer(None, render_error(explain_problem(error)))
             return Answers("", [problem] * len(words))
         each = [
-            self._answer(path, folder, threshold, one, name) for one, name in zip(words, NAMES[: len(words)], strict=True)
+            self._answer(path, folder, threshold, one, name)
+            for one, name in zip(words, NAMES[: len(words)], strict=True)
         ]
         pixels = next((answer.scored.pixels for answer in each if answer.scored is not None), None)
         name = Path(dropped).name if dropped else choice
@@ -101,7 +107,9 @@ class Playground:
         for path in paths:
             # In a folder of references, other files are passed over.
             if not is_image_file(path):
-                msg = f"{path.name} cannot be a reference image, because its name is not that of an image file; remove it"
+                msg = (
+                    f"{path.name} cannot be a reference image, because its name is not that of an image file; remove it"
+                )
                 raise ValueError(msg)
         return keep_together(paths, self.folder) if paths else None
 

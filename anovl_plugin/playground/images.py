@@ -10,8 +10,7 @@ from pathlib import Path
 from anomalib.data.utils import validate_path
 
 from anovl_plugin.config import shown
-from anovl_plugin.demo import DemoSurfaces
-from anovl_plugin.demo.datamodule import PHOTOGRAPHS
+from anovl_plugin.demo.datamodule import PHOTOGRAPHS, DemoSurfaces
 from anovl_plugin.hosts.anomalib import is_image_file
 
 MOST_IMAGES = 10_000
@@ -105,5 +104,5 @@ def is_readable_path(path: Path) -> bool:
 
 def _safe(name: str) -> str:
     stem, suffix = Path(name).stem, Path(name).suffix
-    plain = re.sub(r"[^A-Za-z0-9._-]+", "_", stem)[:_LONGEST].strip("._") or "image"
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "_", stem)[:_LONGEST].strip("._-") or "image"
     return plain + re.sub(r"[^A-Za-z0-9.]", "", suffix)

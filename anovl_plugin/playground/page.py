@@ -85,7 +85,9 @@ def build_page(playground: Playground, words: Words) -> gr.Blocks:
                     results, result_columns = zip(*map(_build_result, NAMES), strict=True)
         states = [gr.State() for _ in NAMES]
 
-        def answer(choice: str, dropped: str, references: list[str], threshold: float, compare: bool, *fields: str) -> tuple:
+        def answer(
+            choice: str, dropped: str, references: list[str], threshold: float, compare: bool, *fields: str
+        ) -> tuple:
             """Return the image, and the state and the result of each set of words."""
             sets = [Words.parse(*fields[:5]), Words.parse(*fields[5:])][: 1 + compare]
             given = playground.answer(choice, dropped, references, threshold, sets)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader
+from jinja2 import Environment, FileSystemLoader, Template
 from PIL import Image
 
 from anovl_plugin.components.color_scale import colorize
@@ -98,7 +98,7 @@ def render_error(message: str) -> str:
 
 
 @cache
-def _template(name: str):  # noqa: ANN202 - jinja2's
+def _template(name: str) -> Template:
     loader = FileSystemLoader(_HERE)
     return Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True).get_template(name)
 

@@ -8,17 +8,10 @@ from typing import Any
 HOST = "127.0.0.1"
 DEFAULT_PORT = 7860
 # Nothing but what the server itself sends may be loaded.
-_POLICY = "; ".join(
-    [
-        "default-src 'self'",
-        "script-src 'self' 'unsafe-inline' 'unsafe-eval'",
-        "style-src 'self' 'unsafe-inline'",
-        "img-src 'self' data: blob:",
-        "font-src 'self' data:",
-        "worker-src 'self' blob:",
-        "frame-ancestors 'none'",
-        "form-action 'self'",
-    ]
+_POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; frame-ancestors 'none'; "
+    "form-action 'self'"
 )
 _LOCAL = {HOST, "localhost"}
 Message = MutableMapping[str, Any]
@@ -83,6 +76,9 @@ def find_port(port: int) -> int:
     Raises:
         PortError: If it is not.
     """
+    if not 0 <= port <= 65535:
+        msg = f"port {port} is not from 0 to 65535; give another with --port"
+        raise PortError(msg)
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -1,6 +1,5 @@
 """What the playground computes: a CLIP that is loaded once, and the scores of an image by some words."""
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from anomalib.data import ImageBatch
+from anomalib.pre_processing import PreProcessor
 from torch import Tensor
 
 from anovl_plugin.components.explanation import describe, keep_matches, matches_of
@@ -226,8 +226,10 @@ class Session:
         start = perf_counter()
         model, bank = self._model(settings)
         pixels = _read(path)
+        transform = cast("PreProcessor", model.pre_processor).transform
         with torch.no_grad(), naming([str(path)]):
-            batch = ImageBatch(image=model.pre_processor.transform(pixels[None].to(self.device)))
+            images = pixels[None].to(self.device)
+            batch = ImageBatch(image=images if transform is None else transform(images))
             model.predict_step(batch)
         (match,) = matches_of(batch)
         return Scored(

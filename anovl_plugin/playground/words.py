@@ -46,8 +46,13 @@ class Words:
             >>> Words.parse(" nut ", "object", "fine {}", "bent {}", "crack, missing part").defects
             ('crack', 'missing part')
         """
-        states = (_split(text, "\n") for text in (normal_states, abnormal_states))
-        return cls((class_name or "").strip(), domain, *states, _split(defects, "[\n,;]"))
+        return cls(
+            class_name=(class_name or "").strip(),
+            domain=domain,
+            normal_states=_split(normal_states, "\n"),
+            abnormal_states=_split(abnormal_states, "\n"),
+            defects=_split(defects, "[\n,;]"),
+        )
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments of :class:`~anovl_plugin.AnoVL` for these words, those at their defaults left out.

@@ -26,7 +26,9 @@ def serve_playground(folder: Path, *arguments: str) -> Iterator[str]:
     with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as server:
         try:
             line = server.stdout.readline()
-            found = re.fullmatch(r"The playground is at (http://127\.0\.0\.1:\d+)/ \(to end it, press Ctrl\+C\)\n", line)
+            found = re.fullmatch(
+                r"The playground is at (http://127\.0\.0\.1:\d+)/ \(to end it, press Ctrl\+C\)\n", line
+            )
             assert found, line
             yield found.group(1)
         finally:

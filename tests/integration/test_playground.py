@@ -270,7 +270,7 @@ def test_saved_file_and_command_give_the_very_result(browser, address, home, tmp
     browser.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
     # Taken for something else by YAML, by a shell, and by anomalib.
     page.write("class-a", "null")
-    page.write("normal-a", "it's \"good\" {}\n# fine: {}")
+    page.write("normal-a", 'it\'s "good" {}\n# fine: {}')
     page.write("defects-a", "paint, plastic\n")
     page.wait_for("about “null”")
     if size == WIDE:

@@ -28,9 +28,7 @@ def predict(settings, threshold, path, folder):
         visualizer=False,
         evaluator=False,
     )
-    engine = Engine(
-        accelerator="cpu", devices=1, default_root_dir=folder, logger=False, enable_progress_bar=False
-    )
+    engine = Engine(accelerator="cpu", devices=1, default_root_dir=folder, logger=False, enable_progress_bar=False)
     (batch,) = engine.predict(model, data_path=path, return_predictions=True)
     return batch
 
@@ -153,9 +151,13 @@ def test_wrong_words_are_an_error(session, photos, words, message):
 def test_files_that_cannot_be_read_are_an_error(session, photos, tmp_path):
     broken = tmp_path / "torn.png"
     broken.write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"^torn\.png cannot be read as an image \(.*\); save it again, or use another$"):
+    with pytest.raises(
+        ValueError, match=r"^torn\.png cannot be read as an image \(.*\); save it again, or use another$"
+    ):
         session.score(broken, BRICK)
-    with pytest.raises(ValueError, match=r"^gone\.png cannot be read \(No such file or directory\); use another image$"):
+    with pytest.raises(
+        ValueError, match=r"^gone\.png cannot be read \(No such file or directory\); use another image$"
+    ):
         session.score(tmp_path / "gone.png", BRICK)
     with pytest.raises(ReferenceImageError, match=r"the reference image .*torn\.png cannot be read"):
         session.score(photos / "crack.png", BRICK, tmp_path)
