@@ -61,9 +61,7 @@ def build_page(playground: Playground, words: Words) -> gr.Blocks:
                 )
                 image = gr.HTML(elem_id="image", apply_default_css=False)
                 dropped = gr.File(label="An image of your own", height=80, elem_id="dropped")
-                references = gr.File(
-                    label="Reference images (good parts)", file_count="multiple", height=80, elem_id="references"
-                )
+                references = gr.File(label="Reference images", file_count="multiple", height=80, elem_id="references")
             with gr.Column(scale=7, min_width=320):
                 compare = gr.Checkbox(False, label="Compare two sets of words", elem_id="compare", container=False)
                 with gr.Row(elem_id="words"):

@@ -27,6 +27,8 @@ def open_browser(*, with_requests: bool = False) -> Iterator[Chrome]:
     # Continuous integration runs as root in containers with little shared memory.
     for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--lang=en"):
         options.add_argument(argument)
+    # Pages that were left would keep their connections to a server, of which there are six.
+    options.add_argument("--disable-features=BackForwardCache")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL" if with_requests else "OFF"})
     browser = Chrome(options, ChromeService(str(DRIVER)))
     try:

@@ -32,7 +32,7 @@ def take(page: PlaygroundPage, width: int, path: Path) -> None:
     """Write the whole page as a JPEG file."""
     page.browser.execute_script("document.activeElement.blur()")
     resize(page.browser, (width, page.browser.execute_script("return document.documentElement.scrollHeight")))
-    page.browser.execute_script("scrollTo(0, 0)")
+    page.browser.execute_script("scrollTo(0, 0); document.documentElement.style.overflow = 'hidden'")
     page.browser.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
     take_screenshot(page.browser, path)
 

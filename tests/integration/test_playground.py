@@ -264,22 +264,26 @@ def test_works_by_keyboard(page):
     page.wait_for(r"paint 1\.00")
 
 
-@pytest.mark.parametrize("size", [WIDE, PHONE])
-def test_saved_file_and_command_give_the_very_result(browser, address, home, tmp_path, size):
-    page = PlaygroundPage(browser, address, size)
-    browser.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
+def test_command_fits_a_small_screen(browser, address):
+    page = PlaygroundPage(browser, address, PHONE)
+    page.one("#result-a summary").click()
+    assert page.one("#result-a pre").text.startswith("anomalib predict --model AnoVL --model.backbone anovl-demo ")
+    assert page.browser.execute_script("return document.documentElement.scrollWidth") <= PHONE[0]
+
+
+def test_saved_file_and_command_give_the_very_result(page, home, tmp_path):
+    page.browser.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
     # Taken for something else by YAML, by a shell, and by anomalib.
     page.write("class-a", "null")
     page.write("normal-a", 'it\'s "good" {}\n# fine: {}')
     page.write("defects-a", "paint, plastic\n")
     page.wait_for("about “null”")
-    if size == WIDE:
-        dropped = home / "Prüfling 1.png"
-        dropped.write_bytes((home / "photos" / CRACK).read_bytes())
-        page.drop("dropped", dropped)
-        page.wait(lambda: page.one("#image figcaption").text.startswith("Pr"))
-        page.drop("references", *sorted((home / "spare").iterdir())[:3])
-        page.wait_for("3 reference images")
+    dropped = home / "Prüfling 1.png"
+    dropped.write_bytes((home / "photos" / CRACK).read_bytes())
+    page.drop("dropped", dropped)
+    page.wait(lambda: page.one("#image figcaption").text.startswith("Pr"))
+    page.drop("references", *sorted((home / "spare").iterdir())[:3])
+    page.wait_for("3 reference images")
     number = page.one("#threshold input[type=number]")
     number.send_keys(Keys.CONTROL, "a")
     number.send_keys("0.7", Keys.TAB)
