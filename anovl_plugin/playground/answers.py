@@ -83,9 +83,9 @@ class Playground:
             self._answer(path, folder, threshold, one, name)
             for one, name in zip(words, NAMES[: len(words)], strict=True)
         ]
-        pixels = next((answer.scored.pixels for answer in each if answer.scored is not None), None)
+        scored = next((answer.scored for answer in each if answer.scored is not None), None)
         name = Path(dropped).name if dropped else choice
-        return Answers("" if pixels is None else render_image(pixels, name), each)
+        return Answers("" if scored is None else render_image(scored, name), each)
 
     def move(self, scored: Scored | None, name: str, threshold: float) -> str | None:
         """Return a result with another threshold, without running the model; ``None`` if there is no result."""

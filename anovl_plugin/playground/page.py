@@ -13,6 +13,8 @@ from anovl_plugin.playground.words import DOMAINS, Words, join_states
 TITLE = "AnoVL playground"
 STYLE = Path(__file__).with_name("page.css")
 _TOY = " This small CLIP knows surfaces with obvious flaws and is not meant for inspection."
+# Of the threshold.
+_RANGE = 0.01, 0.99
 _EVENT: dict[str, Any] = {"api_visibility": "private", "trigger_mode": "always_last", "show_progress": "minimal"}
 
 
@@ -69,8 +71,7 @@ def build_page(playground: Playground, words: Words) -> gr.Blocks:
                 with gr.Row(elem_id="controls"):
                     run = gr.Button("Run", variant="primary", elem_id="run", scale=1, min_width=140)
                     threshold = gr.Slider(
-                        0.01,
-                        0.99,
+                        *_RANGE,
                         DEFAULT_THRESHOLD,
                         step=0.01,
                         label="Threshold: what scores higher is abnormal",
@@ -79,6 +80,8 @@ def build_page(playground: Playground, words: Words) -> gr.Blocks:
                         scale=4,
                         min_width=260,
                     )
+                    # While a number is typed, the field may be empty, which Gradio's own check does not survive.
+                    threshold.preprocess = as_threshold
                 with gr.Row(elem_id="results"):
                     results, result_columns = zip(*map(_build_result, NAMES), strict=True)
         states = [gr.State() for _ in NAMES]
@@ -109,6 +112,11 @@ def build_page(playground: Playground, words: Words) -> gr.Blocks:
         compare.input(_switch, [compare, *forms[0]], switch, **_EVENT).then(answer, entered, shown, **_EVENT)
         threshold.change(move, [threshold, *states], results, **_EVENT | {"show_progress": "hidden"})
     return page
+
+
+def as_threshold(value: float | None) -> float:
+    """Return the threshold that a slider means: the nearest one that is possible, and the default if there is none."""
+    return DEFAULT_THRESHOLD if value is None else min(max(float(value), _RANGE[0]), _RANGE[1])
 
 
 def _build_form(name: str, words: Words) -> tuple[Form, gr.Column]:

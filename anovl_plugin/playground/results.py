@@ -14,7 +14,7 @@ from anovl_plugin.components.color_scale import colorize
 from anovl_plugin.components.file_regions import place_peak
 from anovl_plugin.components.picture import Style, describe_details, draw_panel
 from anovl_plugin.playground.reproduce import YAML_NAME, to_command, to_yaml
-from anovl_plugin.playground.session import Judged
+from anovl_plugin.playground.session import Judged, Scored
 from anovl_plugin.scoring.description import NamedRegion, explain
 
 # Longest side of a picture in pixels, and its quality as a JPEG file.
@@ -54,7 +54,7 @@ def render_result(judged: Judged, name: str, accelerator: str = "cpu") -> str:
         accelerator: What the model runs on, for what reproduces the result. Default: ``cpu``.
     """
     content, scored = judged.content, judged.scored
-    size = _fit(scored.pixels.shape[1], scored.pixels.shape[0])
+    size = _fit(scored.size[1], scored.size[0])
     pictures = [_encode(draw_panel(content, Style(), "image", (over,), size)) for over in ("anomaly_map", "pred_mask")]
     rows = [_row(each, judged) for each in judged.description.regions]
     config = base64.b64encode(to_yaml(judged, accelerator).encode()).decode()
@@ -85,10 +85,10 @@ def render_result(judged: Judged, name: str, accelerator: str = "cpu") -> str:
     )
 
 
-def render_image(pixels: np.ndarray, name: str) -> str:
-    """Return an image (H, W, 3), RGB, uint8, as HTML with its name and size."""
-    height, width = pixels.shape[:2]
-    picture = Image.fromarray(pixels).resize(_fit(width, height), Image.Resampling.LANCZOS)
+def render_image(scored: Scored, name: str) -> str:
+    """Return the image that was scored as HTML, with its name and size."""
+    height, width = scored.size
+    picture = Image.fromarray(scored.pixels).resize(_fit(width, height), Image.Resampling.LANCZOS)
     return _template("image.html.jinja").render(picture=_encode(picture), name=name, width=width, height=height)
 
 
@@ -106,7 +106,7 @@ def _template(name: str) -> Template:
 def _row(named: NamedRegion, judged: Judged) -> Row:
     scored, region = judged.scored, named.region
     height, width = scored.anomaly_map.shape[-2:]
-    peak = place_peak(region.peak_at, region.peak, (height, width), scored.pixels.shape[:2])
+    peak = place_peak(region.peak_at, region.peak, (height, width), scored.size)
     left, top = region.box[0] / width, region.box[1] / height
     share = region.area / (height * width)
     return Row(explain(named.shares), region.peak, share, peak.x, peak.y, left, top)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from anomalib.data import ImageBatch
 from anomalib.pre_processing import PreProcessor
+from PIL import Image
 from torch import Tensor
 
 from anovl_plugin.components.explanation import describe, keep_matches, matches_of
@@ -33,6 +34,8 @@ from anovl_plugin.vision.backbone import load_backbone
 
 # Cosine above which two states are the same to the CLIP; the paper's differ by 1e-3 and more.
 _SAME = 1 - 1e-6
+# Longest side of an image that is kept to be shown, in pixels.
+_SHOWN = 896
 _MOST_SENTENCES, _MOST_MODELS, _MOST_RESULTS = 50_000, 8, 16
 
 
@@ -73,7 +76,8 @@ class Scored(NamedTuple):
     Attributes:
         path: Image file.
         settings: What the model was made of.
-        pixels: The image, RGB, uint8, shape (H, W, 3).
+        pixels: The image as it is shown, at most 896 pixels a side, RGB, uint8, shape (h', w', 3).
+        size: Height and width of the image in pixels.
         score: Image score in [0, 1], shape (1,).
         anomaly_map: Scores of pixels in [0, 1], shape (1, h, w).
         match: How the patches match the words for defects; ``None`` if no defect can be named.
@@ -86,6 +90,7 @@ class Scored(NamedTuple):
     path: Path
     settings: Settings
     pixels: np.ndarray
+    size: tuple[int, int]
     score: Tensor
     anomaly_map: Tensor
     match: DefectMatch | None
@@ -235,7 +240,8 @@ class Session:
         return Scored(
             path=path,
             settings=settings,
-            pixels=np.rint(pixels.permute(1, 2, 0).numpy() * 255).astype(np.uint8),
+            pixels=_shrink(pixels),
+            size=(pixels.shape[1], pixels.shape[2]),
             score=cast("Tensor", batch.pred_score).cpu(),
             anomaly_map=cast("Tensor", batch.anomaly_map).as_subclass(Tensor).cpu(),
             match=match,
@@ -302,6 +308,13 @@ def _read(path: Path) -> Tensor:
     except Exception as error:
         msg = f"{path.name} cannot be read as an image ({cause_of(error)}); save it again, or use another"
         raise ValueError(msg) from error
+
+
+def _shrink(pixels: Tensor) -> np.ndarray:
+    """Return an image (3, H, W) in a size to show, so that results of large images fit into memory."""
+    shown = Image.fromarray(np.rint(pixels.permute(1, 2, 0).numpy() * 255).astype(np.uint8))
+    shown.thumbnail((_SHOWN, _SHOWN), Image.Resampling.LANCZOS)
+    return np.array(shown)
 
 
 def _identity(path: Path) -> tuple[str, int, int]:

@@ -16,26 +16,50 @@ from selenium.webdriver.support.ui import WebDriverWait
 from tests.helpers.browser import WIDE, resize
 
 PHONE = (390, 844)
+# Runs the program, and ends it if it connects to anything but this machine.
+GUARDED = """
+import os, runpy, sys
+
+def watch(event, arguments):
+    host = None
+    if event == "socket.connect" and isinstance(arguments[1], tuple):
+        host = arguments[1][0]
+    elif event == "socket.getaddrinfo":
+        host = arguments[0]
+    if host not in {None, "", "127.0.0.1", "localhost"}:
+        print("Traceback: connects to", host, file=sys.stderr, flush=True)
+        os._exit(3)
+
+sys.addaudithook(watch)
+runpy.run_module("anovl_plugin.playground", run_name="__main__", alter_sys=True)
+"""
 
 
 @contextmanager
 def serve_playground(folder: Path, *arguments: str) -> Iterator[str]:
     """Serve a playground that is started in a folder, and yield its address."""
-    command = [sys.executable, "-m", "anovl_plugin.playground", "--port", "0", *arguments]
+    command = [sys.executable, "-c", GUARDED, "--port", "0", *arguments]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "XDG_CACHE_HOME": str(folder / "cache")}
-    with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as server:
+    log = folder / "log.txt"
+    with (
+        log.open("w") as errors,
+        subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
+        ) as server,
+    ):
         try:
             line = server.stdout.readline()
             found = re.fullmatch(
                 r"The playground is at (http://127\.0\.0\.1:\d+)/ \(to end it, press Ctrl\+C\)\n", line
             )
-            assert found, line
+            assert found, log.read_text()[-2000:]
             yield found.group(1)
         finally:
             server.send_signal(signal.SIGINT)
             rest = server.stdout.read()
     # It ends as it should, and writes nothing else.
     assert (server.returncode, rest) == (0, "")
+    assert "Traceback" not in log.read_text(), log.read_text()[-2000:]
 
 
 class PlaygroundPage:

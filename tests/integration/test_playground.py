@@ -176,6 +176,13 @@ def test_threshold_moves_the_verdict_and_the_regions(page):
     assert len(page.all("#result-a tbody tr")) == regions
     # The model did not run again.
     assert page.one("#result-a .quiet").text == time
+    # Without a number, or one that is possible, there is a threshold nevertheless; the server says nothing of it.
+    for text, threshold in (("7", 0.99), ("", 0.5)):
+        number.send_keys(Keys.CONTROL, "a")
+        number.send_keys(Keys.DELETE, text)
+        page.wait_for(f"threshold {threshold}")
+    page.one("#threshold button").click()
+    page.wait_for(r"threshold 0\.500")
     slider = page.one("#threshold input[type=range]")
     slider.send_keys(Keys.ARROW_LEFT, Keys.ARROW_LEFT)
     page.wait_for(r"threshold 0\.480")

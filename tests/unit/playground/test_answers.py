@@ -9,7 +9,7 @@ from PIL import Image
 
 from anovl_plugin.playground.answers import Playground, explain_problem
 from anovl_plugin.playground.images import find_demo_images, find_images, is_readable_path, keep_image, keep_together
-from anovl_plugin.playground.results import render_error, render_result
+from anovl_plugin.playground.results import render_error, render_image, render_result
 from anovl_plugin.playground.session import Session, judge
 from anovl_plugin.playground.words import ABNORMAL_STATES, NORMAL_STATES, Words
 
@@ -176,6 +176,19 @@ def test_wide_and_tall_images_keep_their_shape(session, tmp_path):
         path = tmp_path / f"{size[0]}.png"
         Image.fromarray(np.full((size[1], size[0], 3), 90, np.uint8)).save(path)
         assert render_result(judge(session.score(path, Words("brick"))), "A")
+
+
+def test_large_images_are_kept_small_and_have_their_own_coordinates(session, photos, tmp_path):
+    path = tmp_path / "large.png"
+    Image.open(photos / "crack.png").resize((1024, 2048), Image.Resampling.BICUBIC).save(path)
+    small, large = (session.score(each, Words("brick", "texture")) for each in (photos / "crack.png", path))
+    assert large.size == (2048, 1024)
+    assert large.pixels.shape == (896, 448, 3)
+    assert float(large.score) == pytest.approx(float(small.score), abs=0.02)
+    x, y = map(int, re.search(r"% (\d+), (\d+)", text_of(render_result(judge(large), "A"))).groups())
+    left, top = judge(large).description.regions[0].region.peak_at
+    assert (x, y) == (int((left + 0.5) * 1024 / 96), int((top + 0.5) * 2048 / 96))
+    assert "1024 × 2048 pixels" in text_of(render_image(large, "large.png"))
 
 
 def test_problems_of_others_are_told_with_their_type():
