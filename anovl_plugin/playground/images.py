@@ -25,7 +25,7 @@ def find_images(path: Path) -> dict[str, Path]:
         path: Folder or image file.
 
     Raises:
-        ValueError: If there is no such file or folder, or no image in it.
+        ValueError: If there is no such file or folder, or no image in it, or more than 10,000.
     """
     path = path.absolute()
     if path.is_file():
@@ -33,9 +33,12 @@ def find_images(path: Path) -> dict[str, Path]:
     if not path.is_dir():
         msg = f"there is no file or folder {shown(str(path))}; give an image or a folder of images"
         raise ValueError(msg)
-    files = sorted(islice((each for each in path.rglob("*") if is_image_file(each)), MOST_IMAGES))
+    files = sorted(islice((each for each in path.rglob("*") if is_image_file(each)), MOST_IMAGES + 1))
     if not files:
         msg = f"the folder {shown(str(path))} holds no image; give an image or a folder of images"
+        raise ValueError(msg)
+    if len(files) > MOST_IMAGES:
+        msg = f"the folder {shown(str(path))} holds more than {MOST_IMAGES} images to choose from; give a smaller one"
         raise ValueError(msg)
     return {each.relative_to(path).as_posix(): each for each in files}
 

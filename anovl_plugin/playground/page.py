@@ -1,6 +1,7 @@
 """The page of the playground: its layout, and what happens on which event. All else is elsewhere."""
 
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,7 +53,7 @@ def build_page(playground: Playground, words: Words) -> gr.Blocks:
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
         toy = _TOY if session.backbone == "anovl-demo" else ""
         gr.HTML(
-            f"<h1>{TITLE}</h1><p>Change the words, and see what the model ({session.backbone}, {session.device}) "
+            f"<h1>{TITLE}</h1><p>Change the words, and see what the model ({escape(session.backbone)}, {session.device}) "
             f"makes of the image.{toy}</p>",
             elem_id="head",
         )

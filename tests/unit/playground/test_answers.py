@@ -50,6 +50,14 @@ def test_folders_without_images_are_an_error(tmp_path):
         find_images(tmp_path / "gone")
 
 
+def test_folders_with_too_many_images_are_an_error(photos, monkeypatch):
+    monkeypatch.setattr("anovl_plugin.playground.images.MOST_IMAGES", 4)
+    with pytest.raises(
+        ValueError, match=r"^the folder '.*' holds more than 4 images to choose from; give a smaller one$"
+    ):
+        find_images(photos)
+
+
 def test_demo_images_show_each_surface_and_kind(tmp_path, monkeypatch):
     monkeypatch.setattr("anovl_plugin.demo.datamodule.get_datasets_dir", lambda: tmp_path)
     found = find_demo_images()
