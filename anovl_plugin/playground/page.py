@@ -42,6 +42,33 @@ def theme() -> gr.themes.Base:
     )
 
 
+class Images(NamedTuple):
+    """What an image, and reference images, are chosen with."""
+
+    choice: gr.Dropdown
+    shown: gr.HTML
+    dropped: gr.File
+    references: gr.File
+
+
+class Controls(NamedTuple):
+    """What is said about all sets of words."""
+
+    compare: gr.Checkbox
+    run: gr.Button
+    threshold: gr.Slider
+
+
+class Side(NamedTuple):
+    """A set of words, its result, and the columns that hold them."""
+
+    form: Form
+    words: gr.Column
+    result: gr.HTML
+    results: gr.Column
+    state: gr.State
+
+
 def build_page(playground: Playground, words: Words) -> gr.Blocks:
     """Return the page.
 
@@ -49,75 +76,92 @@ def build_page(playground: Playground, words: Words) -> gr.Blocks:
         playground: What answers.
         words: What the forms start with.
     """
-    session, names = playground.session, list(playground.images)
+    session = playground.session
+    model = f"{escape(session.backbone)}, {session.device}"
+    toy = _TOY if session.backbone == "anovl-demo" else ""
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
-        toy = _TOY if session.backbone == "anovl-demo" else ""
-        gr.HTML(
-            f"<h1>{TITLE}</h1><p>Change the words, and see what the model ({escape(session.backbone)}, {session.device}) "
-            f"makes of the image.{toy}</p>",
-            elem_id="head",
-        )
+        line = f"Change the words, and see what the model ({model}) makes of the image.{toy}"
+        gr.HTML(f"<h1>{TITLE}</h1><p>{line}</p>", elem_id="head")
         with gr.Row():
-            with gr.Column(scale=2, min_width=260, elem_id="inputs"):
-                choice = gr.Dropdown(
-                    names, value=names[0], label="Image", visible=len(names) > 1, elem_id="choice", interactive=True
-                )
-                image = gr.HTML(elem_id="image", apply_default_css=False)
-                dropped = gr.File(label="An image of your own", height=80, elem_id="dropped")
-                references = gr.File(label="Reference images", file_count="multiple", height=80, elem_id="references")
+            with gr.Column(scale=2, min_width=260):
+                images = _build_images(list(playground.images))
             with gr.Column(scale=7, min_width=320):
                 compare = gr.Checkbox(False, label="Compare two sets of words", elem_id="compare", container=False)
-                with gr.Row(elem_id="words"):
-                    forms, columns = zip(*(_build_form(name, words) for name in NAMES), strict=True)
-                with gr.Row(elem_id="controls"):
-                    run = gr.Button("Run", variant="primary", elem_id="run", scale=1, min_width=140)
-                    threshold = gr.Slider(
-                        *_RANGE,
-                        DEFAULT_THRESHOLD,
-                        step=0.01,
-                        label="Threshold: what scores higher is abnormal",
-                        info="Starts at 0.5, where normal and abnormal are equally likely.",
-                        elem_id="threshold",
-                        scale=4,
-                        min_width=260,
-                    )
-                    # While a number is typed, the field may be empty, which Gradio's own check does not survive.
-                    threshold.preprocess = as_threshold
-                with gr.Row(elem_id="results"):
-                    results, result_columns = zip(*map(_build_result, NAMES), strict=True)
-        states = [gr.State() for _ in NAMES]
-
-        def answer(
-            choice: str, dropped: str, references: list[str], threshold: float, compare: bool, *fields: str
-        ) -> tuple:
-            """Return the image, and the state and the result of each set of words."""
-            sets = [Words.parse(*fields[:5]), Words.parse(*fields[5:])][: 1 + compare]
-            given = playground.answer(choice, dropped, references, threshold, sets)
-            each = [*given.each, None, None][: len(NAMES)]
-            scored = [None if one is None else one.scored for one in each]
-            return given.image, *scored, *("" if one is None else one.page for one in each)
-
-        def move(threshold: float, *scored: Any) -> list:
-            """Return the results with another threshold; where there is none, what is there stays."""
-            pages = [playground.move(each, name, threshold) for each, name in zip(scored, NAMES, strict=True)]
-            return [gr.skip() if page is None else page for page in pages]
-
-        entered = [choice, dropped, references, threshold, compare, *forms[0], *forms[1]]
-        shown = [image, *states, *results]
-        triggers = [page.load, run.click, dropped.change, references.change]
-        triggers += [field.submit for form in forms for field in (form.class_name, form.defects)]
-        triggers += [form.domain.input for form in forms]
-        gr.on(triggers, answer, entered, shown, **_EVENT)
-        choice.input(lambda: None, None, dropped, **_EVENT).then(answer, entered, shown, **_EVENT)
-        switch = [forms[0].class_name, columns[1], result_columns[1], *forms[1]]
-        compare.input(_switch, [compare, *forms[0]], switch, **_EVENT).then(answer, entered, shown, **_EVENT)
-        threshold.change(move, [threshold, *states], results, **_EVENT | {"show_progress": "hidden"})
+                with gr.Row():
+                    forms = [_build_form(name, words) for name in NAMES]
+                with gr.Row():
+                    controls = Controls(compare, *_build_controls())
+                with gr.Row():
+                    results = [_build_result(name) for name in NAMES]
+        sides = [Side(*form, *result, gr.State()) for form, result in zip(forms, results, strict=True)]
+        _connect(page, playground, images, controls, sides)
     return page
+
+
+def _connect(
+    page: gr.Blocks, playground: Playground, images: Images, controls: Controls, sides: Sequence[Side]
+) -> None:
+    """Say what happens on which event."""
+
+    def answer(
+        choice: str, dropped: str, references: list[str], threshold: float, compare: bool, *fields: str
+    ) -> tuple:
+        """Return the image, and the state and the result of each set of words."""
+        sets = [Words.parse(*fields[:5]), Words.parse(*fields[5:])][: 1 + compare]
+        given = playground.answer(choice, dropped, references, threshold, sets)
+        each = [*given.each, None, None][: len(NAMES)]
+        scored = [None if one is None else one.scored for one in each]
+        return given.image, *scored, *("" if one is None else one.page for one in each)
+
+    def move(threshold: float, *scored: Any) -> list:
+        """Return the results with another threshold; where there is none, what is there stays."""
+        pages = [playground.move(each, name, threshold) for each, name in zip(scored, NAMES, strict=True)]
+        return [gr.skip() if page is None else page for page in pages]
+
+    first, second = sides
+    states, results = [side.state for side in sides], [side.result for side in sides]
+    entered = [images.choice, images.dropped, images.references, controls.threshold, controls.compare]
+    entered += [*first.form, *second.form]
+    shown = [images.shown, *states, *results]
+    triggers = [page.load, controls.run.click, images.dropped.change, images.references.change]
+    triggers += [field.submit for side in sides for field in (side.form.class_name, side.form.defects)]
+    triggers += [side.form.domain.input for side in sides]
+    gr.on(triggers, answer, entered, shown, **_EVENT)
+    images.choice.input(lambda: None, None, images.dropped, **_EVENT).then(answer, entered, shown, **_EVENT)
+    switched = [first.form.class_name, second.words, second.results, *second.form]
+    switch = controls.compare.input(_switch, [controls.compare, *first.form], switched, **_EVENT)
+    switch.then(answer, entered, shown, **_EVENT)
+    controls.threshold.change(move, [controls.threshold, *states], results, **_EVENT | {"show_progress": "hidden"})
 
 
 def as_threshold(value: float | None) -> float:
     """Return the threshold that a slider means: the nearest one that is possible, and the default if there is none."""
     return DEFAULT_THRESHOLD if value is None else min(max(float(value), _RANGE[0]), _RANGE[1])
+
+
+def _build_images(names: list[str]) -> Images:
+    choice = gr.Dropdown(names, value=names[0], label="Image", visible=len(names) > 1, elem_id="choice")
+    shown = gr.HTML(elem_id="image", apply_default_css=False)
+    dropped = gr.File(label="An image of your own", height=80, elem_id="dropped")
+    references = gr.File(label="Reference images", file_count="multiple", height=80, elem_id="references")
+    return Images(choice, shown, dropped, references)
+
+
+def _build_controls() -> tuple[gr.Button, gr.Slider]:
+    run = gr.Button("Run", variant="primary", elem_id="run", scale=1, min_width=140)
+    threshold = gr.Slider(
+        *_RANGE,
+        DEFAULT_THRESHOLD,
+        step=0.01,
+        label="Threshold: what scores higher is abnormal",
+        info="Starts at 0.5, where normal and abnormal are equally likely.",
+        elem_id="threshold",
+        scale=4,
+        min_width=260,
+    )
+    # While a number is typed, the field may be empty, which Gradio's own check does not survive.
+    threshold.preprocess = as_threshold
+    return run, threshold
 
 
 def _build_form(name: str, words: Words) -> tuple[Form, gr.Column]:
