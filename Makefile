@@ -54,7 +54,7 @@ test-lowest: $(VENV)/installed  ## Run the unit tests on the lowest versions tha
 
 # Only what runs in pytest's own processes is measured, so the floor holds without commands, forks and distributed runs.
 # These modules start most of those.
-OTHER_PROCESSES := configs documentation gallery guide hardware installation old_open_clip predict processes prompts registration
+OTHER_PROCESSES := configs documentation gallery guide hardware installation old_open_clip playground predict processes prompts registration
 MEASURED := $(filter-out $(OTHER_PROCESSES:%=tests/integration/test_%.py), $(wildcard tests/integration/test_*.py))
 coverage: $(VENV)/installed  ## Run the tests that run in process and fail if they miss too many lines or branches
 	$(PYTEST) --cov --cov-report=term --cov-report=html $(MEASURED) tests/unit

@@ -36,6 +36,11 @@ def keep_matches(batch: Batch, matches: Sequence[DefectMatch | None]) -> None:
     setattr(batch, _MATCHES, list(matches))
 
 
+def matches_of(batch: Batch) -> list[DefectMatch | None]:
+    """Return what :func:`keep_matches` kept with a batch; an empty list if nothing was."""
+    return getattr(batch, _MATCHES, [])
+
+
 def describe(batch: ImageBatch) -> list[Description]:
     """Return the regions of each image of a batch, with words for defects and their shares if the prompts have any.
 
@@ -56,10 +61,10 @@ def describe(batch: ImageBatch) -> list[Description]:
     maps = maps.as_subclass(Tensor)
     maps = maps[:, 0] if maps.ndim == 4 else maps
     regions = find_regions(maps.new_zeros(maps.shape) if masks is None else masks, maps)
-    matches = getattr(batch, _MATCHES, None) or [None] * len(maps)
+    matches = matches_of(batch) or [None] * len(maps)
     return [describe_image(*image) for image in zip(regions, maps.float(), matches, strict=True)]
 
 
 def _explain_batch(batch: ImageBatch) -> None:
-    if any(getattr(batch, _MATCHES, [])):
+    if any(matches_of(batch)):
         batch.explanation = [explain(description.shares) for description in describe(batch)]

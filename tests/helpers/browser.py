@@ -1,6 +1,7 @@
 """Chromium without a window, and what tests and screenshots do with it."""
 
 import base64
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,14 +16,20 @@ NARROW, WIDE = (360, 740), (1280, 800)
 
 
 @contextmanager
-def open_browser() -> Iterator[Chrome]:
-    """Start a browser that keeps nothing, has no network, and logs what a page complains about."""
+def open_browser(*, with_requests: bool = False) -> Iterator[Chrome]:
+    """Start a browser that keeps nothing, has no network, and logs what a page complains about.
+
+    Args:
+        with_requests: Whether it also logs what pages ask for, see :func:`requested_addresses`. Default: no.
+    """
     options = ChromeOptions()
     options.binary_location = str(CHROMIUM)
     # Continuous integration runs as root in containers with little shared memory.
     for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--lang=en"):
         options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    # Pages that were left would keep their connections to a server, of which there are six.
+    options.add_argument("--disable-features=BackForwardCache")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL" if with_requests else "OFF"})
     browser = Chrome(options, ChromeService(str(DRIVER)))
     try:
         yield browser
@@ -34,6 +41,18 @@ def resize(browser: Chrome, size: tuple[int, int]) -> None:
     """Show pages on a screen of a width and height in pixels; narrower than 500, on that of a phone."""
     metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": size[0] < 500}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+
+
+def requested_addresses(browser: Chrome) -> set[str]:
+    """Return the addresses that pages asked for, or opened a connection to, since this was called last."""
+    found = set()
+    for entry in browser.get_log("performance"):
+        message = json.loads(entry["message"])["message"]
+        if message["method"] == "Network.requestWillBeSent":
+            found.add(message["params"]["request"]["url"])
+        elif message["method"] == "Network.webSocketCreated":
+            found.add(message["params"]["url"])
+    return found
 
 
 def take_screenshot(browser: Chrome, path: Path) -> None:

@@ -13,6 +13,7 @@ PACKAGE = ROOT / "anovl_plugin"
 PAGE = ROOT / "docs" / "architecture.md"
 FLOORS = {
     "benchmark/": 7,
+    "playground/": 7,
     "report/": 7,
     "__init__.py": 7,
     "demo/": 6,

@@ -16,7 +16,7 @@ from tests.helpers.requirements import LARGE, ROOT, lower_bound, lowest_versions
 OWN = {"anovl_plugin", "tests"}
 # Tools that are run, not imported, and what a build or the Python of the oldest release needs.
 RUN = {
-    "anomalib", "codespell", "coverage", "editables", "hatchling", "mypy", "pandas-stubs", "pre-commit",
+    "anomalib", "codespell", "coverage", "editables", "gradio", "hatchling", "mypy", "pandas-stubs", "pre-commit",
     "pre-commit-hooks", "pytest-cov", "pytest-xdist", "ruff", "tomli",
 }  # fmt: skip
 
@@ -61,7 +61,8 @@ def test_imports_of_any_form_are_found(code, names):
 def test_package_imports_what_it_requires_and_nothing_else():
     imported, required = imported_distributions(ROOT / "anovl_plugin"), set(read_requirements())
     # The openvino extra brings it through anomalib's, and it is imported when a graph is quantized.
-    undeclared = {name: modules for name, modules in imported.items() if name not in required | {"nncf"}}
+    extra = {"nncf", *read_requirements("playground")}
+    undeclared = {name: modules for name, modules in imported.items() if name not in required | extra}
     assert not undeclared, f"add these to the dependencies of pyproject.toml: {undeclared}"
     assert not required - set(imported), "these dependencies are never imported"
 
@@ -79,6 +80,12 @@ def test_openvino_is_required_as_anomalib_does():
     assert requirement.extras == {"openvino"}
     assert requirement == read_requirements("dev")["anomalib"]
     assert requirement.specifier == read_requirements()["anomalib"].specifier
+
+
+def test_only_the_page_of_the_playground_imports_its_extra():
+    (requirement,) = read_requirements("playground").values()
+    assert requirement == read_requirements("dev")["gradio"]
+    assert imported_distributions(ROOT / "anovl_plugin")["gradio"] == {"anovl_plugin/playground/page.py"}
 
 
 def test_tested_bounds_are_all_but_those_of_torch():
