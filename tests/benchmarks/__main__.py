@@ -22,6 +22,7 @@ from tests.benchmarks.gpu import bench_compile, bench_half_precision, bench_peak
 from tests.benchmarks.growth import bench_growth
 from tests.benchmarks.machine import describe_machine
 from tests.benchmarks.memory import bench_memory
+from tests.benchmarks.predict import bench_predict
 from tests.benchmarks.runs import run_parts
 from tests.benchmarks.scoring import bench_adaptation, bench_prompts, bench_references
 from tests.benchmarks.setting import Setting, write_weights
@@ -39,6 +40,7 @@ SUITES = {
         "patchcore": bench_patchcore,
         "openvino": bench_openvino,
         "command": bench_command,
+        "predict": bench_predict,
         "memory": bench_memory,
     },
     "bench-gpu": {

@@ -20,7 +20,8 @@ Bench = Callable[[Setting], Iterator[Ratio]]
 def bench_half_precision(setting: Setting) -> Iterator[Ratio]:
     """Compare half precision with float32, without and with the paper's views."""
     images = setting.images(setting.batch)
-    for views, what in (("single", "map"), ("paper", "22 views and map")):
+    kinds = {"single": "map"} if setting.is_small else {"single": "map", "paper": "22 views and map"}
+    for views, what in kinds.items():
         full = setting.model(image_score=GlobalScore(views))
         for dtype in (torch.bfloat16, torch.float16):
             half = setting._replace(dtype=dtype).model(image_score=GlobalScore(views))

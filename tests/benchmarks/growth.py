@@ -154,7 +154,7 @@ def of_references(part: References) -> Callable[[str], Callable[[int], Call]]:
         model.model.image_tower.load()
         model.set_default_transform()
         tower = model.model.image_tower
-        depths = part.depths_of(tower.spec.num_blocks)
+        depths = part.depths_of(tower.num_blocks)
         tokens = part.select(tower(model.pre_processor(shots), depths))
         seen, unseen = [each[:32] for each in tokens], [each[32:] for each in tokens]
 
