@@ -125,10 +125,10 @@ def test_the_order_of_growth_is_the_exponent(order):
 
 
 def test_attention_makes_large_images_dear():
-    # Half of the operations where there are 6 d patches.
-    pixels = 6 * 896 * 16**2
-    assert operations(pixels) == 4 * operations(pixels / 2) - 2 * 12 * (pixels / 16**2 / 2) * 896**2
-    assert operations(960**2) / operations(240**2) == pytest.approx(25.6, abs=0.1)
+    # Half of the operations where there are 13 d / 4 patches.
+    patches = 13 * 896 / 4
+    assert operations(patches * 16**2) == pytest.approx(2 * 13 * patches * 896**2)
+    assert operations(960**2) / operations(240**2) == pytest.approx(33.2, abs=0.1)
 
 
 def test_growth_measures_the_others_where_one_fails(monkeypatch, tmp_path):
