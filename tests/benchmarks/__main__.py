@@ -26,7 +26,7 @@ from tests.benchmarks.predict import bench_predict
 from tests.benchmarks.runs import run_parts
 from tests.benchmarks.scoring import bench_adaptation, bench_prompts, bench_references
 from tests.benchmarks.setting import Setting, write_weights
-from tests.benchmarks.table import Failure, split_page, to_markdown, write_into
+from tests.benchmarks.table import Failure, Growth, split_page, to_markdown, write_into
 
 GROWTH = "growth"
 SUITES = {
@@ -77,7 +77,8 @@ def main() -> int:
             parts[GROWTH] = partial(bench_growth, setting.weights, args.plot)
 
         def report(rows: list) -> str:
-            return to_markdown(describe_machine((monotonic() - start) / 60), rows)
+            text = to_markdown(describe_machine((monotonic() - start) / 60), rows)
+            return text + show_plot(args.plot, args.markdown) if any(isinstance(row, Growth) for row in rows) else text
 
         def keep(rows: list) -> None:
             if args.markdown is not None:
@@ -86,6 +87,14 @@ def main() -> int:
         rows = run_parts({part: run for part, run in parts.items() if part in (args.only or parts)}, keep)
         print(f"\n{report(rows)}")  # noqa: T201
     return int(any(isinstance(row, Failure) for row in rows))
+
+
+def show_plot(plot: Path | None, page: Path | None) -> str:
+    """Return Markdown that shows the plot on a page, once both are there."""
+    if plot is None or page is None or not plot.exists():
+        return ""
+    link = Path(os.path.relpath(plot, page.parent)).as_posix()
+    return f"\n![Time over what grows, on logarithmic axes, with thin lines of the expected order]({link})\n"
 
 
 def parse_arguments() -> argparse.Namespace:

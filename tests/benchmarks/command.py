@@ -1,10 +1,10 @@
 """What a user waits for: the whole of ``anomalib test``, and its test stage."""
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean
 from time import perf_counter
+from typing import NamedTuple
 
 import torch
 from lightning.pytorch import Callback
@@ -82,28 +82,43 @@ def bare_seconds(model: AnoVL, batches: list[Tensor]) -> float:
     return seconds_of(lambda: [model.model(batch) for batch in batches])
 
 
-def between_bare(command: Command, batches: list[Tensor], run: Callable[[], float], rounds: int) -> tuple[float, float]:
-    """Return the mean seconds of runs, and of the bare forward passes before and after each."""
+class Seconds(NamedTuple):
+    """Mean seconds for all test images.
+
+    Attributes:
+        whole: of the whole command, after start-up.
+        stage: of the test stage.
+        bare: of the bare forward passes before and after each of the two.
+    """
+
+    whole: float
+    stage: float
+    bare: float
+
+
+def measure(command: Command, batches: list[Tensor], rounds: int) -> Seconds:
+    """Run the command, and its test stage alone, between bare forward passes."""
     bare_seconds(command.model, batches[:1])
-    bare, runs = [bare_seconds(command.model, batches)], []
+    bare, whole, stage = [bare_seconds(command.model, batches)], [], []
     for _ in range(rounds):
-        runs.append(run())
+        whole.append(command.run())
         bare.append(bare_seconds(command.model, batches))
-    return mean(runs), mean(bare)
+        stage.append(command.run(command.checkpoint()))
+        bare.append(bare_seconds(command.model, batches))
+    return Seconds(mean(whole), mean(stage), mean(bare))
 
 
 def bench_command(setting: Setting) -> Iterator[Ratio]:
-    """Compare the whole command, and then its test stage alone, with one bare forward pass of each test image."""
+    """Compare the whole command, and its test stage, with one bare forward pass of each test image."""
     for has_pictures, words in WORDS.items():
         data = DemoSurfaces(setting.folder / "surfaces", eval_batch_size=setting.batch)
         command = Command(setting, data, has_pictures=has_pictures)
         batches = preprocessed(command.model, data, setting.device)
-        count, rounds = sum(map(len, batches)), setting.few(4)
-        whole, bare = between_bare(command, batches, command.run, rounds)
+        count = sum(map(len, batches))
+        whole, stage, bare = measure(command, batches, setting.few(4))
         note = f"{whole / count:.3g} s against {bare / count:.3g} s an image"
         what = f"`anomalib test` {words} after start-up ÷ bare forward"
         yield Ratio(what, whole / bare, GOALS_OF_COMMAND[has_pictures], note)
-        stage, bare = between_bare(command, batches, partial(command.run, command.checkpoint()), rounds)
         note = f"{count / stage:.3g} against {count / bare:.3g}"
         what = f"images a second, test stage {words} ÷ bare forward"
         yield Ratio(what, bare / stage, GOALS_OF_STAGE[has_pictures], note)

@@ -29,7 +29,7 @@ def bench_winclip(setting: Setting) -> Iterator[Ratio]:
     """Compare WinClip with the training-free map."""
     winclip = make_winclip().to(setting.device, setting.dtype)
     model, images = setting.model(), setting.images(setting.few_images)
-    times = in_turns(lambda: winclip(images), lambda: model(images), setting.few(4))
+    times = in_turns(lambda: winclip(images), lambda: model(images), setting.few(4), warm_up=False)
     yield ratio("WinClip ÷ training-free map", times, len(images), "≥ 10")
 
 
@@ -40,7 +40,10 @@ def bench_views(setting: Setting) -> Iterator[Ratio]:
     count = len(model.image_score.image_views)
     # As many plain passes as views, so that both sides last as long and average over the machine's moods alike.
     times = in_turns(
-        lambda: model(images), lambda: [model.image_tower.visual(images) for _ in range(count)], setting.few(4)
+        lambda: model(images),
+        lambda: [model.image_tower.visual(images) for _ in range(count)],
+        setting.few(4),
+        warm_up=setting.device == "cuda",
     )
     plain = Times(times.first, times.second / count, times.spread * count)
     yield ratio(f"{count} views and map ÷ plain image encoding", plain, len(images), "≤ 22.5")
@@ -67,5 +70,5 @@ def bench_openvino(setting: Setting) -> Iterator[Ratio]:
     images = torch.rand(setting.batch, 3, *model.model.image_size)
     exported = inferencer.model(images.numpy())
     torch.testing.assert_close(torch.from_numpy(exported["anomaly_map"]), model(images).anomaly_map, **EXPORTED)
-    times = in_turns(lambda: inferencer.model(images.numpy()), lambda: model(images), setting.rounds)
+    times = in_turns(lambda: inferencer.model(images.numpy()), lambda: model(images), setting.few(2))
     yield ratio("exported to OpenVINO ÷ eager torch, same map", times, len(images), "≤ 0.8")

@@ -49,6 +49,7 @@ def wait_for_gpu() -> None:
 def take_turns(calls: Sequence[Callable[[], object]], rounds: int, *, warm_up: bool = True) -> list[list[float]]:
     """Return the seconds of each call, one list a round, so that whatever else the machine does falls on all."""
     if warm_up:
+        # A first call allocates memory and chooses kernels.
         for call in calls:
             call()
     return [[seconds_of(call) for call in calls] for _ in range(rounds)]

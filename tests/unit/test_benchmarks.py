@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tests.benchmarks import growth
-from tests.benchmarks.__main__ import SUITES
+from tests.benchmarks.__main__ import SUITES, show_plot
 from tests.benchmarks.growth import KINDS, bench_growth, operations, order_of
 from tests.benchmarks.machine import describe_machine, read_processor
 from tests.benchmarks.measuring import Times, in_process, in_turns
@@ -114,8 +114,8 @@ def test_turns_alternate():
 
 
 def test_a_process_that_fails_says_why():
-    with pytest.raises(RuntimeError, match=r"growth nonsense ended with status 2: .*invalid choice: 'nonsense'"):
-        in_process("tests.benchmarks.growth", "nonsense", "weights")
+    with pytest.raises(RuntimeError, match=r"nonsense images ended with status 1: .*No module named tests\.nonsense"):
+        in_process("tests.nonsense", "images")
 
 
 @pytest.mark.parametrize("order", [0, 1, 1.5])
@@ -155,6 +155,14 @@ def test_plots_have_a_panel_for_each_subject(tmp_path):
         draw_growth(curves[:count], tmp_path / f"{count}.png")
     one, two, three = (Image.open(tmp_path / f"{count}.png").height for count in (1, 2, 3))
     assert one == two < three
+
+
+def test_a_page_shows_the_plot_that_was_drawn(tmp_path):
+    plot = tmp_path / "images" / "growth.png"
+    assert show_plot(plot, tmp_path / "page.md") == ""
+    draw_growth([Curve("images", "scoring", [1, 10], [1, 9], [1, 10])], plot)
+    assert show_plot(plot, tmp_path / "page.md").endswith("(images/growth.png)\n")
+    assert show_plot(plot, None) == ""
 
 
 def test_what_growth_measures_is_valid_json():
