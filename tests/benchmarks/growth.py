@@ -249,7 +249,11 @@ KINDS = {
     "adapter": Kind("prompts", "text adapter, 8 images", of_adapter, (10, 100, 300, 1000, 4000)),
     "memory": Kind("reference images", "`PatchMemory`, 8 images", of_references(PatchMemory()), (1, 2, 4, 8, 16, 32)),
     "subspace": Kind(
-        "reference images", "`PatchSubspace`, 8 images", of_references(PatchSubspace()), (1, 2, 4, 8, 16, 32)
+        "reference images",
+        "`PatchSubspace`, 8 images",
+        of_references(PatchSubspace()),
+        (1, 2, 4, 8, 16, 32),
+        expected=constant,
     ),
     "tiles": Kind("tiles", "one 4:3 image in tiles", of_tiles, (1, 2, 4), 1, value=number_of_tiles),
     "size": Kind(

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from anovl_plugin.report.plots import MARKERS
 
@@ -57,10 +57,13 @@ def _draw_panel(axes: Axes, subject: str, curves: Sequence[Curve]) -> None:
     axes.plot([], [], ":", color="0.5", lw=1, label="expected order")
     axes.set_xscale("log")
     axes.set_yscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(sorted({value for curve in curves for value in curve.values})))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_locator(NullLocator())
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator())
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-        axis.set_minor_formatter(NullFormatter())
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    axes.tick_params(labelsize="small")
     axes.set_xlabel(subject)
     axes.set_ylabel("time [s]")
     axes.grid(visible=True, which="major", color="0.9")
