@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help format lint typecheck test test-fast test-oldest test-lowest coverage bench docs demo all clean
+.PHONY: help format lint typecheck test test-fast test-oldest test-lowest coverage bench bench-gpu docs demo all clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -59,8 +59,11 @@ MEASURED := $(filter-out $(OTHER_PROCESSES:%=tests/integration/test_%.py), $(wil
 coverage: $(VENV)/installed  ## Run the tests that run in process and fail if they miss too many lines or branches
 	$(PYTEST) --cov --cov-report=term --cov-report=html $(MEASURED) tests/unit
 
-bench: $(VENV)/installed  ## Measure speed and memory, as in docs/benchmark.md
-	$(BIN)/python -m tests.benchmarks
+bench: $(VENV)/installed  ## Measure speed and memory, half an hour on an idle machine, and write docs/benchmark.md
+	$(BIN)/python -W ignore -m tests.benchmarks --markdown docs/benchmark.md --plot docs/images/benchmark-growth.png
+
+bench-gpu: $(VENV)/installed  ## Measure what needs a GPU, in minutes, and write docs/benchmark.md
+	$(BIN)/python -W ignore -m tests.benchmarks --suite bench-gpu --device cuda --markdown docs/benchmark.md
 
 docs: $(VENV)/installed  ## Run the examples of the docs and docstrings, and check the docs against the code
 	$(PYTEST) README.md docs anovl_plugin tests/unit/test_architecture.py tests/unit/test_argument_documentation.py \

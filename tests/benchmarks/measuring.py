@@ -1,32 +1,20 @@
 """Tools of the benchmarks: turns, medians, spread and memory."""
 
+import json
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from time import perf_counter
+from typing import Any, NamedTuple
 
 import torch
-from torch.utils.benchmark import Timer
 
-
-class Line(NamedTuple):
-    """One line of the result.
-
-    Attributes:
-        what: what is divided by what.
-        ratio: the ratio.
-        goal: what it is meant to be, if anything.
-        note: the measured values behind it.
-    """
-
-    what: str
-    ratio: float
-    goal: str
-    note: str
+# A part that hangs must not keep the others from being measured.
+LONGEST = 900.0
 
 
 class Times(NamedTuple):
@@ -43,10 +31,33 @@ class Times(NamedTuple):
     spread: float
 
 
-def in_turns(first: Callable[[], object], second: Callable[[], object], rounds: int) -> Times:
-    """Time two calls in turns, each warmed up by torch's timer, which also waits for a GPU."""
-    timers = [Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads()) for call in (first, second)]
-    turns = [[timer.timeit(1).mean for timer in timers] for _ in range(rounds)]
+def seconds_of(call: Callable[[], object]) -> float:
+    """Return how long a call takes, work on a GPU included."""
+    wait_for_gpu()
+    start = perf_counter()
+    call()
+    wait_for_gpu()
+    return perf_counter() - start
+
+
+def wait_for_gpu() -> None:
+    """Wait until a GPU, if this process uses one, has done all it was given."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def take_turns(calls: Sequence[Callable[[], object]], rounds: int, *, warm_up: bool = True) -> list[list[float]]:
+    """Return the seconds of each call, one list a round, so that whatever else the machine does falls on all."""
+    if warm_up:
+        # A first call allocates memory and chooses kernels.
+        for call in calls:
+            call()
+    return [[seconds_of(call) for call in calls] for _ in range(rounds)]
+
+
+def in_turns(first: Callable[[], object], second: Callable[[], object], rounds: int, *, warm_up: bool = True) -> Times:
+    """Time two calls in turns."""
+    turns = take_turns((first, second), rounds, warm_up=warm_up)
     ratios = [one / other for one, other in turns]
     return Times(*(median(times) for times in zip(*turns, strict=True)), (max(ratios) - min(ratios)) / 2)
 
@@ -59,7 +70,7 @@ def resident_megabytes() -> float:
 
 def most_megabytes(call: Callable[[], object]) -> float:
     """Run something and return this process's peak memory meanwhile."""
-    highest, done = [0.0], threading.Event()
+    highest, done = [resident_megabytes()], threading.Event()
 
     def watch() -> None:
         while not done.wait(0.01):
@@ -67,20 +78,29 @@ def most_megabytes(call: Callable[[], object]) -> float:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    call()
-    done.set()
-    watcher.join()
+    try:
+        call()
+    finally:
+        done.set()
+        watcher.join()
     return highest[0]
 
 
-def ratio(what: str, times: Times, count: int, goal: str = "") -> Line:
-    """Return a line from two times and the number of images, or of anything else."""
-    note = f"{times.first / count:.4g} s against {times.second / count:.4g} s an image"
-    return Line(what, times.first / times.second, goal, f"{note}, ± {times.spread:.2g}" if times.spread else note)
+def in_process(module: str, *arguments: object) -> Any:
+    """Run a module in its own process and return the JSON on the last line that it prints.
 
-
-def in_process(module: str, *arguments: object) -> list[float]:
-    """Run a module in its own process and return the numbers on the last line that it prints."""
+    Raises:
+        RuntimeError: If it fails; with the last line of its traceback.
+        TimeoutError: If it takes longer than :data:`LONGEST` seconds.
+    """
     command = [sys.executable, "-m", module, *map(str, arguments)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return [float(word) for word in done.stdout.splitlines()[-1].split()]
+    try:
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=LONGEST)
+    except subprocess.TimeoutExpired:
+        msg = f"{module} {arguments[0]} took longer than {LONGEST:.0f} s"
+        raise TimeoutError(msg) from None
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        msg = f"{module} {arguments[0]} ended with status {done.returncode}: {last}"
+        raise RuntimeError(msg)
+    return json.loads(done.stdout.splitlines()[-1])

@@ -20,10 +20,10 @@ class Predictions(NamedTuple):
     mask: Tensor
 
 
-def quiet_engine(root: Path, **trainer: object) -> Engine:
-    """Return an engine on the CPU that writes below ``root`` and prints nothing."""
+def quiet_engine(root: Path, accelerator: str = "cpu", **trainer: object) -> Engine:
+    """Return an engine that writes below ``root`` and prints nothing."""
     return Engine(
-        accelerator="cpu",
+        accelerator=accelerator,
         devices=1,
         default_root_dir=root,
         logger=False,

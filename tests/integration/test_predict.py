@@ -2,16 +2,22 @@
 
 import shlex
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from anomalib.data import PredictDataset
 from PIL import Image
 from skimage import data
+from torch.utils.data import DataLoader
 
 from anovl_plugin import AnoVL
+from anovl_plugin.components.prediction_table import TABLE
+from anovl_plugin.components.predictions import read_csv
 from tests.helpers.commands import run
-from tests.helpers.engine_runs import assert_same, run_predict
+from tests.helpers.engine_runs import assert_same, quiet_engine, run_predict
+from tests.helpers.tolerances import REFERENCE
 
 MODEL = "--model AnoVL --model.backbone anovl-demo --model.class_name brick --model.domain texture"
 
@@ -61,6 +67,38 @@ def test_an_image_is_scored_alike_alone_and_in_a_folder(photographs, tmp_path):
     together = run_predict(model, tmp_path, data_path=photographs)
     alone = [run_predict(model, tmp_path, data_path=path).score for path in sorted(photographs.iterdir())]
     torch.testing.assert_close(together.score, torch.cat(alone))
+
+
+@pytest.mark.parametrize("tiles_per_side", [None, 1])
+def test_a_folder_in_batches_gives_what_it_gives_one_by_one(tiles_per_side, photographs, tmp_path):
+    """docs/scale.md shows how."""
+    model = AnoVL("anovl-demo", class_name="brick", domain="texture", tiles_per_side=tiles_per_side)
+    dataset = PredictDataset(photographs, transform=model.pre_processor.transform.transforms[0])
+    loader = DataLoader(dataset, batch_size=4, num_workers=2, collate_fn=dataset.collate_fn)
+    engines = [quiet_engine(tmp_path / name) for name in ("one", "many")]
+    one, many = (
+        engine.predict(model, return_predictions=True, **source)
+        for engine, source in zip(engines, ({"data_path": photographs}, {"dataloaders": loader}), strict=True)
+    )
+    for expected, actual in zip(items_of(one), items_of(many), strict=True):
+        assert actual.image_path == expected.image_path
+        torch.testing.assert_close(actual.pred_score, expected.pred_score, **REFERENCE)
+        torch.testing.assert_close(actual.anomaly_map, expected.anomaly_map, **REFERENCE)
+    tables = [read_csv(Path(engine.trainer.default_root_dir) / TABLE) for engine in engines]
+    for expected, actual in zip(*tables, strict=True):
+        for column in ("image_path", "label", "regions", "box_x", "box_width", "peak_x", "peak_y"):
+            assert actual[column] == expected[column], column
+    folders = [Path(engine.trainer.default_root_dir) / "images" for engine in engines]
+    pictures = [[str(path.relative_to(folder)) for path in sorted(folder.rglob("*.png"))] for folder in folders]
+    assert pictures[0] == pictures[1]
+    assert len(pictures[0]) == len(dataset)
+    for name in pictures[0]:
+        first, second = (np.asarray(Image.open(folder / name), dtype=np.float32) for folder in folders)
+        assert np.abs(first - second).mean() < 0.01
+
+
+def items_of(batches):
+    return [item for batch in batches for item in batch]
 
 
 @pytest.mark.parametrize("name", ["Bilder äöü", "部品"])
