@@ -273,8 +273,8 @@ def resize_matrix(length: int, target: int, like: Tensor) -> Tensor:
         tensor([[0.4286, 0.4286, 0.1429, 0.0000],
                 [0.0000, 0.1429, 0.4286, 0.4286]])
     """
-    # Times 2m, all of it is whole numbers. A graph computes them exactly even where a runtime takes floats for bfloat16,
-    # in which positions of pixels would be wrong by a quarter.
+    # Times 2m, all of it is whole numbers, which graphs compute exactly. Runtimes may use bfloat16 for floats, in which
+    # positions would be wrong by a quarter of a pixel.
     old, new = (2 * torch.arange(count, device=like.device) + 1 for count in (length, target))
     widest = torch.scalar_tensor(length, dtype=torch.long, device=like.device).clamp(min=target)
     weights = (2 * widest - (target * old - length * new[:, None]).abs()).clamp(min=0).float()
