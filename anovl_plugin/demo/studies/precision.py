@@ -18,7 +18,6 @@ from statistics import mean
 from typing import Any, NamedTuple
 
 import torch
-from anomalib.data import InferenceBatch
 from anomalib.deploy import CompressionType
 from rich.console import Console
 from torch import Tensor
@@ -76,7 +75,7 @@ def of_engine(model: AnoVL, images: Tensor, precision: torch.dtype, *, mixed: bo
     """Return the results of the engine's model, cast as trainers do; ``mixed`` casts single operations."""
     with torch.autocast("cpu", precision, enabled=mixed):
         kind = torch.float32 if mixed else precision
-        found: InferenceBatch = deepcopy(model).to(kind)(images.to(kind))
+        found: Any = deepcopy(model).to(kind)(images.to(kind))
     return Results(found.pred_score.float(), found.anomaly_map.float())
 
 
