@@ -16,6 +16,8 @@ from anovl_plugin.components.mixin import ModelMixin
 from anovl_plugin.components.quantization import TransformerQuantizationMixin
 from anovl_plugin.torch_model import AnoVLModel
 
+logger = logging.getLogger(__name__)
+
 
 class TextBankExportMixin(TransformerQuantizationMixin, ModelMixin):
     """anomalib's exports, for a model whose text bank must be built first.
@@ -78,6 +80,10 @@ class TextBankExportMixin(TransformerQuantizationMixin, ModelMixin):
         """
         check_openvino()
         path = super().to_openvino(*args, **kwargs)
+        logger.info(
+            "OpenVINO computes in bfloat16 on processors with units for it; for the scores of the engine on any, pass "
+            'config={"INFERENCE_PRECISION_HINT": "f32"} to the inferencer.'
+        )
         if names := self.classes_to_choose_from():
             write_class_names(path, names)
         return path

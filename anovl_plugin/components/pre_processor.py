@@ -273,10 +273,11 @@ def resize_matrix(length: int, target: int, like: Tensor) -> Tensor:
         tensor([[0.4286, 0.4286, 0.1429, 0.0000],
                 [0.0000, 0.1429, 0.4286, 0.4286]])
     """
-    old, new = (torch.arange(count, device=like.device, dtype=torch.float32) for count in (length, target))
-    step = torch.scalar_tensor(length, device=like.device) / target
-    centers = (new + 0.5) * step - 0.5
-    weights = (1 - (old - centers[:, None]).abs() / step.clamp(min=1)).clamp(min=0)
+    # Times 2m, all of it is whole numbers, which graphs compute exactly. Runtimes may use bfloat16 for floats, in which
+    # positions would be wrong by a quarter of a pixel.
+    old, new = (2 * torch.arange(count, device=like.device) + 1 for count in (length, target))
+    widest = torch.scalar_tensor(length, dtype=torch.long, device=like.device).clamp(min=target)
+    weights = (2 * widest - (target * old - length * new[:, None]).abs()).clamp(min=0).float()
     return (weights / weights.sum(1, keepdim=True)).to(like.dtype)
 
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from numbers import Integral
 
+import torch
 from torch import Tensor
 
 from anovl_plugin.config import shown
@@ -95,7 +96,20 @@ def split_into_tiles(images: Tensor, tile: int) -> tuple[Tensor, Callable[[Tenso
     tiler = make_tiler((images.shape[-2], images.shape[-1]), tile)
     tiles = tiler.tile(images)
     tiles = tiles.unflatten(0, (-1, count_tiles(tiler)))
-    return tiles, lambda maps: tiler.untile(maps.flatten(0, 1))
+    return tiles, lambda maps: join_tiles(tiler, maps.flatten(0, 1))
+
+
+def join_tiles(tiler: Tiler, maps: Tensor) -> Tensor:
+    """Return maps of tiles (B·T, 1, t, t), joined to maps of images (B, 1, H, W) in their own precision."""
+    # anomalib adds them up in torch's default one, which a trainer may have set to that of the towers.
+    default = torch.get_default_dtype()
+    if default == maps.dtype:
+        return tiler.untile(maps)
+    torch.set_default_dtype(maps.dtype)
+    try:
+        return tiler.untile(maps)
+    finally:
+        torch.set_default_dtype(default)
 
 
 def make_tiler(size: tuple[int, int], tile: int) -> Tiler:

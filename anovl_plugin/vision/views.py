@@ -13,13 +13,14 @@ Rotations and translations sample bilinearly, corners aligned, and reflect at th
 Shapes: B images, V views.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
-from kornia.color import rgb_to_grayscale
-from kornia.geometry.transform import hflip, rotate, translate
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from anovl_plugin.config import shown
 
@@ -38,7 +39,7 @@ PAPER = (
     "rotate 270",
 )
 
-_SAMPLING: dict[str, Any] = {"mode": "bilinear", "padding_mode": "reflection", "align_corners": True}
+_GRAY = (0.299, 0.587, 0.114)
 
 
 def identity(images: Tensor) -> Tensor:
@@ -46,18 +47,39 @@ def identity(images: Tensor) -> Tensor:
     return images
 
 
+# Numbers reach the images' device as arguments of its kernels: a small tensor made from them would have to be copied
+# there, for which the host waits.
 def _rotate(images: Tensor, degrees: float) -> Tensor:
-    return rotate(images, images.new_full((images.shape[0],), degrees), **_SAMPLING)
+    x, y, ratio = _positions(images)
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    return _sample(images, cos * x - sin / ratio * y, sin * ratio * x + cos * y)
 
 
 def _translate(images: Tensor, x: float, y: float) -> Tensor:
-    height, width = images.shape[-2:]
-    pixels = images.new_tensor([x * (width - 1) / 2, y * (height - 1) / 2])
-    return translate(images, pixels.expand(images.shape[0], 2), **_SAMPLING)
+    columns, rows, _ = _positions(images)
+    return _sample(images, columns - x, rows - y)
+
+
+def _flip(images: Tensor) -> Tensor:
+    return images.flip(-1)
 
 
 def _gray(images: Tensor) -> Tensor:
-    return rgb_to_grayscale(images).expand_as(images)
+    weighed = [weight * images[:, channel] for channel, weight in enumerate(_GRAY)]
+    return (weighed[0] + weighed[1] + weighed[2]).unsqueeze(1).expand_as(images)
+
+
+def _positions(images: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Return the positions of columns (W,) and rows (H, 1) from -1 to 1, and the width divided by the height."""
+    height, width = images.shape[-2:]
+    columns, rows = (torch.linspace(-1, 1, side, device=images.device, dtype=images.dtype) for side in (width, height))
+    return columns, rows[:, None], max(width - 1, 1) / max(height - 1, 1)
+
+
+def _sample(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Return images (B, C, H, W), read at positions that broadcast to (H, W); -1 and 1 are border pixels."""
+    grid = torch.stack(torch.broadcast_tensors(x, y), dim=-1).expand(images.shape[0], -1, -1, -1)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=True)
 
 
 # Function of each view, and the largest magnitude of each of its parameters. Beyond it, float32 loses the position.
@@ -65,7 +87,7 @@ _WORDS: dict[str, tuple[Callable[..., Tensor], dict[str, float]]] = {
     "image": (identity, {}),
     "rotate": (_rotate, {"degrees": 360}),
     "translate": (_translate, {"x": 2, "y": 2}),
-    "flip": (hflip, {}),
+    "flip": (_flip, {}),
     "gray": (_gray, {}),
 }
 

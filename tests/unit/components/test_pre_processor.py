@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from packaging.version import Version
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms.v2 import (
     CenterCrop,
     ColorJitter,
@@ -53,6 +54,24 @@ def test_rows_are_mirrored_means(length, target):
     assert (weights >= 0).all()
     assert_close(weights.sum(1), torch.ones(target, dtype=torch.float64), rtol=0, atol=1e-6)
     assert_close(weights.flip(0, 1), weights, rtol=0, atol=1e-4)
+
+
+class FloatsAsBfloat16(TorchDispatchMode):
+    """Rounds every result in float32 to bfloat16, as runtimes of graphs do on processors with units for it."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        rounded = isinstance(result, torch.Tensor) and result.dtype == torch.float32
+        return result.to(torch.bfloat16).to(torch.float32) if rounded else result
+
+
+@given(st.integers(2, 600), st.integers(2, 600))
+def test_weights_hold_in_bfloat16(length, target):
+    expected = resize_matrix(length, target, torch.empty(0))
+    with FloatsAsBfloat16():
+        weights = resize_matrix(length, target, torch.empty(0))
+    # Three roundings to 8 bits.
+    assert_close(weights, expected, rtol=3 * 2**-8, atol=0)
 
 
 # Earlier versions of torchvision reject the name themselves, so there is no such transform to test.

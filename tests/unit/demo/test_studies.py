@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 from anovl_plugin import AnoVL
 from anovl_plugin.demo import DemoSurfaces, datamodule
 from anovl_plugin.demo.datamodule import PHOTOGRAPHS, make_category
-from anovl_plugin.demo.studies import ablation, evaluate, large, train
+from anovl_plugin.demo.studies import ablation, evaluate, large, precision, train
 
 MODEL_CARD = Path(__file__).parents[3] / "docs" / "model_card.md"
 
@@ -93,6 +93,23 @@ def test_ablation_prints_mean_and_deviation_over_seeds(run, tmp_path, monkeypatc
     found = {name: float(cells[0]) for name, cells in table.items() if name.startswith(("pixel,", "image,"))}
     assert len(found) == 7
     assert found["pixel, original path"] < min(value for name, value in found.items() if "value-wise" in name)
+
+
+@pytest.mark.slow
+def test_precisions_and_exports_are_compared_with_float32(run, tmp_path, monkeypatch):
+    pytest.importorskip("openvino")
+    monkeypatch.setattr(precision, "PHOTOGRAPHS", {"brick": PHOTOGRAPHS["brick"]})
+    monkeypatch.setattr(precision, "COMPRESSIONS", {"none": None, "fp16": precision.COMPRESSIONS["fp16"]})
+    make_category(tmp_path, "brick")
+    table, _ = run(precision, "--root", tmp_path)
+    labels, scores, *_ = predictions(tmp_path, "brick")
+    area = roc_auc_score(labels, scores)
+    assert float(table["engine, 32-true"][1]) == pytest.approx(area, abs=6e-5)
+    assert table["engine, 32-true"][3:] == ["0.0000"] * 3
+    assert float(table["OpenVINO, none, float32"][5]) <= 1e-4
+    assert 0 < float(table["engine, bf16-true"][5]) < 0.05
+    sizes = [float(table[f"OpenVINO, {name}, float32"][0]) for name in ("none", "fp16")]
+    assert sizes[1] < 0.55 * sizes[0]
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from anovl_plugin.scoring.image_score import GlobalScore
 from anovl_plugin.scoring.scores import abnormality_margin, margin_map, to_probability
 from anovl_plugin.vision import image_tower
 from anovl_plugin.vision.chunks import in_chunks
-from anovl_plugin.vision.tiles import OVERLAP, make_tiler, short_side
+from anovl_plugin.vision.tiles import OVERLAP, make_tiler, short_side, split_into_tiles
 from anovl_plugin.vision.value_attention import value_wise_forward
 from tests.helpers import image_datasets, reference_model
 from tests.helpers.engine_runs import run_predict, run_test
@@ -167,6 +167,21 @@ def test_adaptation_sees_all_tiles_of_an_image_together(make):
     assert_close(
         result.anomaly_map[..., :12], to_probability(left, model.image_tower.temperature)[..., :12], **REFERENCE
     )
+
+
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float16, torch.float64])
+def test_maps_are_joined_in_their_own_precision(default):
+    # Lightning sets the default precision to that of the towers.
+    tiles, join = split_into_tiles(pictures(2, 32, 50), 32)
+    maps = tiles[:, :, :1]
+    expected = join(maps)
+    torch.set_default_dtype(default)
+    try:
+        found = join(maps)
+        assert torch.get_default_dtype() == default
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert_close(found, expected, **EXACT)
 
 
 def test_errors(make, weights_of):
