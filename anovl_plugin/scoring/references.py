@@ -16,13 +16,13 @@ Shapes: R reference images, P patches of each (of all its tiles and views), B im
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from anovl_plugin.config import check_flag, number, shown, to_int
+from anovl_plugin.config import check_flag, number, shown, to_config, to_int
 from anovl_plugin.scoring.scores import check_fraction
 from anovl_plugin.vision.value_attention import VisionTokens
 from anovl_plugin.vision.views import View, Views, parse_views
@@ -31,6 +31,8 @@ from anovl_plugin.vision.views import View, Views, parse_views
 _MAX_HELD_OUT = 8
 # Copies of one image have no spread; a distance or margin this small is noise of half precision.
 _LEAST_SPREAD = 1e-4
+# Settings that say how results are averaged, not what is kept.
+_AFTERWARDS = {"weight", "score_weight", "top_fraction"}
 
 Fitted = dict[str, Tensor]
 
@@ -63,15 +65,16 @@ class References(ABC):
     them. The result for an image must not depend on other images than the references.
 
     Args:
-        weight: Share of the references in the map and in the image score, from 0, the text alone, to 1, the references
-            alone. Default: 0.3.
+        weight: Share of the references in the map, from 0, the text alone, to 1, the references alone. Default: 0.3.
+        score_weight: Share of the map's highest margins in the image score, from 0, what ``image_score`` gives alone,
+            to 1, the map alone. Default: 0.5.
         depths: Blocks of CLIP's original path whose patch tokens are compared, counted from 1. Default: the ends of the
             tower's four quarters, or what was measured for the CLIP.
         value_wise: Whether the value-wise path's patch tokens are compared as well. Default: no.
         views: Views of each reference image that count as part of it: ``single``, the image alone; ``paper``, the 22
             views of the image score; or a list such as ``[image, "rotate 90", flip]``. Default: ``single``.
-        top_fraction: Share of the map whose mean enters the image score, in [0, 1]: 0 is the highest pixel, 1 the whole
-            map. Default: 0.005.
+        top_fraction: How much of the map these highest margins are, in [0, 1]: 0 is the highest pixel, 1 the whole map.
+            Default: 0.005.
 
     Attributes:
         measured_depths: Depths that served a CLIP best where they were measured (docs/references.md), by backbone.
@@ -83,6 +86,7 @@ class References(ABC):
 
     measured_depths: ClassVar[Mapping[str, tuple[int, ...]]] = {}
     weight: float = 0.3
+    score_weight: float = 0.5
     depths: list[int] | None = None
     value_wise: bool = False
     views: Views = "single"
@@ -90,7 +94,8 @@ class References(ABC):
 
     def __post_init__(self) -> None:
         """Check the settings and convert NumPy numbers."""
-        self.weight = number(self, "weight", least=0, most=1)
+        for name in ("weight", "score_weight"):
+            setattr(self, name, float(number(self, name, least=0, most=1)))
         given, self.depths = self.depths, _check_depths(self)
         check_flag("value_wise", self.value_wise)
         parse_views(self.views)
@@ -163,6 +168,19 @@ class References(ABC):
             tokens: Unit tokens of images, as :meth:`select` returns them, each of shape (B, N, D).
             fitted: What :meth:`fit` returned.
         """
+
+
+def bank_config(references: References) -> dict[str, Any]:
+    """Return the settings of references as plain data, without those that a bank does not depend on.
+
+    Example:
+        >>> from anovl_plugin import PatchMemory
+        >>> bank_config(PatchMemory(weight=0.2)) == bank_config(PatchMemory(top_fraction=0))
+        True
+    """
+    config = cast("dict[str, Any]", to_config(references))
+    used = {name: value for name, value in config["init_args"].items() if name not in _AFTERWARDS}
+    return config | {"init_args": used}
 
 
 def find_scale(references: References, tokens: Sequence[Tensor], margins: Tensor) -> Scale:

@@ -115,7 +115,7 @@ def test_an_image_depends_on_itself_and_the_references_alone(part, order, size):
 def test_comparing_in_parts_changes_nothing(monkeypatch):
     queries, references = units(50, WIDTH), units(70, WIDTH, seed=1)
     whole = highest_cosine(queries, references)
-    monkeypatch.setattr(patch_memory, "_QUERIES", 7)
+    monkeypatch.setattr(patch_memory, "_QUERIES_ON_CPU", 7)
     monkeypatch.setattr(patch_memory, "_REFERENCES", 9)
     assert_close(highest_cosine(queries, references), whole, **FLOAT32)
     assert_close(whole, (queries @ references.T).amax(1), **FLOAT32)
@@ -254,7 +254,7 @@ def test_too_few_images(part, count, message):
 
 def test_depths_are_those_given_else_measured_else_the_ends_of_quarters():
     assert PatchMemory(depths=[2, 5]).depths_of(5, "anovl-demo") == (2, 5)
-    assert PatchMemory().depths_of(5, "anovl-demo") == (1, 2)
+    assert PatchMemory().depths_of(5, "anovl-demo") == (3,)
     assert PatchSubspace().depths_of(5, "anovl-demo") == (3,)
     assert PatchMemory(depths=[], value_wise=True).depths_of(12) == ()
     assert [PatchMemory().depths_of(number) for number in (12, 24, 5, 2, 1)] == [
