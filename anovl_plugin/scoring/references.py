@@ -16,13 +16,13 @@ Shapes: R reference images, P patches of each (of all its tiles and views), B im
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from anovl_plugin.config import check_flag, number, shown, to_config, to_int
+from anovl_plugin.config import check_flag, number, shown, to_int
 from anovl_plugin.scoring.scores import check_fraction
 from anovl_plugin.vision.value_attention import VisionTokens
 from anovl_plugin.vision.views import View, Views, parse_views
@@ -170,17 +170,20 @@ class References(ABC):
         """
 
 
-def bank_config(references: References) -> dict[str, Any]:
+def bank_config(config: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """Return the settings of references as plain data, without those that a bank does not depend on.
 
+    Args:
+        config: The settings, as :func:`anovl_plugin.config.to_config` returns them; ``None`` for no references.
+
     Example:
-        >>> from anovl_plugin import PatchMemory
-        >>> bank_config(PatchMemory(weight=0.2)) == bank_config(PatchMemory(top_fraction=0))
-        True
+        >>> bank_config({"class_path": "PatchSubspace", "init_args": {"weight": 0.2, "variance": 0.9}})
+        {'class_path': 'PatchSubspace', 'init_args': {'variance': 0.9}}
     """
-    config = cast("dict[str, Any]", to_config(references))
+    if config is None:
+        return None
     used = {name: value for name, value in config["init_args"].items() if name not in _AFTERWARDS}
-    return config | {"init_args": used}
+    return {**config, "init_args": used}
 
 
 def find_scale(references: References, tokens: Sequence[Tensor], margins: Tensor) -> Scale:

@@ -230,6 +230,15 @@ def test_what_a_bank_must_belong_to(make_model):
         model(images)
 
 
+def test_averaging_otherwise_takes_the_same_bank(make_model):
+    model = make_model(PatchMemory())
+    images = images_for(model, 2)
+    model.references = other = PatchMemory(weight=0.6, score_weight=0.1, top_fraction=0.2)
+    found, expected = model(images), make_model(other)(images)
+    assert_close(found.anomaly_map, expected.anomaly_map, **EXACT)
+    assert_close(found.pred_score, expected.pred_score, **EXACT)
+
+
 def test_what_is_missing(weights_of):
     model = AnoVLModel(NAME, pretrained=weights_of(NAME), references=PatchMemory())
     images = images_for(model, 1)
