@@ -427,8 +427,7 @@ class AnoVLModel(BankedCLIP):
             class_margins = over_views.unflatten(0, (-1, number)).mean(1)
         score = combine_margins(self.image_score, class_margins, anomaly_map)
         if self.references is not None:
-            highest = map_score(anomaly_map, self.references.top_fraction)
-            score = torch.lerp(score, highest, self.references.score_weight)
+            score = torch.lerp(score, map_score(anomaly_map, self.references.top_fraction), self.references.weight)
         # Checked before joining, because anomalib's tiler turns NaN into 0. Graphs cannot hold checks.
         if not torch.compiler.is_compiling():
             finite = margins.flatten(1).isfinite().all(1) & score.isfinite()

@@ -19,6 +19,7 @@ from anovl_plugin.components.settings import (
     model_arguments,
     read_saved_model,
     reconcile,
+    references_of,
     without_tower,
 )
 from anovl_plugin.config import is_loading_checkpoint, loading_checkpoint
@@ -129,7 +130,7 @@ class CheckpointMixin(ModelMixin):
             self.model.prepare_for_checkpoint(saved.clip, has_weights=saved.has_tower)
         self.checkpoint_classes = tuple(saved.class_names)
         # Neither the image score nor how results are averaged touches the reference banks.
-        kept = bank_config(settings["references"]) == bank_config(saved.settings["references"])
+        kept = bank_config(references_of(settings)) == bank_config(references_of(saved.settings))
         self.keeps_references = set(changed) <= {"image_score", *(("references",) if kept else ())}
         if not self.keeps_references:
             self._restart_references(checkpoint)

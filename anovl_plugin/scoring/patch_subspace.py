@@ -24,16 +24,15 @@ class PatchSubspace(References):
     references.
 
     Args:
-        weight: Share of the references in the map, from 0, the text alone, to 1, the references alone. Default: 0.3.
-        score_weight: Share of the map's highest margins in the image score, from 0, what ``image_score`` gives alone,
-            to 1, the map alone. Default: 0.5.
+        weight: Share of the references in the map and in the image score, from 0, the text alone, to 1, the references
+            alone. Default: 0.3.
         depths: Blocks of CLIP's original path whose patch tokens are compared, counted from 1. Default: the ends of the
             tower's four quarters; of ``anovl-demo``, the third block.
         value_wise: Whether the value-wise path's patch tokens are compared as well. Default: no.
         views: Views of each reference image that count as part of it: ``single``, the image alone; ``paper``, the 22
             views of the image score; or a list such as ``[image, "rotate 90", flip]``. Default: ``single``.
-        top_fraction: How much of the map these highest margins are, in [0, 1]: 0 is the highest pixel, 1 the whole map.
-            Default: 0.005.
+        top_fraction: Share of the map whose mean enters the image score, in [0, 1]: 0 is the highest pixel, 1 the whole
+            map. Default: 0.005.
         variance: Share of the variance that the directions carry, from 0 to 0.999. Default: 0.75.
 
     Raises:

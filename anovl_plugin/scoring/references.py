@@ -32,7 +32,7 @@ _MAX_HELD_OUT = 8
 # Copies of one image have no spread; a distance or margin this small is noise of half precision.
 _LEAST_SPREAD = 1e-4
 # Settings that say how results are averaged, not what is kept.
-_AFTERWARDS = {"weight", "score_weight", "top_fraction"}
+_AFTERWARDS = {"weight", "top_fraction"}
 
 Fitted = dict[str, Tensor]
 
@@ -65,16 +65,15 @@ class References(ABC):
     them. The result for an image must not depend on other images than the references.
 
     Args:
-        weight: Share of the references in the map, from 0, the text alone, to 1, the references alone. Default: 0.3.
-        score_weight: Share of the map's highest margins in the image score, from 0, what ``image_score`` gives alone,
-            to 1, the map alone. Default: 0.5.
+        weight: Share of the references in the map and in the image score, from 0, the text alone, to 1, the references
+            alone. Default: 0.3.
         depths: Blocks of CLIP's original path whose patch tokens are compared, counted from 1. Default: the ends of the
             tower's four quarters, or what was measured for the CLIP.
         value_wise: Whether the value-wise path's patch tokens are compared as well. Default: no.
         views: Views of each reference image that count as part of it: ``single``, the image alone; ``paper``, the 22
             views of the image score; or a list such as ``[image, "rotate 90", flip]``. Default: ``single``.
-        top_fraction: How much of the map these highest margins are, in [0, 1]: 0 is the highest pixel, 1 the whole map.
-            Default: 0.005.
+        top_fraction: Share of the map whose mean enters the image score, in [0, 1]: 0 is the highest pixel, 1 the whole
+            map. Default: 0.005.
 
     Attributes:
         measured_depths: Depths that served a CLIP best where they were measured (docs/references.md), by backbone.
@@ -86,7 +85,6 @@ class References(ABC):
 
     measured_depths: ClassVar[Mapping[str, tuple[int, ...]]] = {}
     weight: float = 0.3
-    score_weight: float = 0.5
     depths: list[int] | None = None
     value_wise: bool = False
     views: Views = "single"
@@ -94,8 +92,7 @@ class References(ABC):
 
     def __post_init__(self) -> None:
         """Check the settings and convert NumPy numbers."""
-        for name in ("weight", "score_weight"):
-            setattr(self, name, float(number(self, name, least=0, most=1)))
+        self.weight = number(self, "weight", least=0, most=1)
         given, self.depths = self.depths, _check_depths(self)
         check_flag("value_wise", self.value_wise)
         parse_views(self.views)

@@ -377,7 +377,6 @@ SHARE = number(0, 1, "must be a number from 0 to 1", "must be above 0")
 SHARE = SHARE._replace(in_range=lambda value: 0 < value <= 1, samples=(*SHARE.samples, 0.3))
 COMPARED = {
     "weight": number(0, 1, "must be a number from 0 to 1"),
-    "score_weight": number(0, 1, "must be a number from 0 to 1"),
     "depths": DEPTHS,
     "value_wise": flag("must be true or false"),
     "views": VIEWS,

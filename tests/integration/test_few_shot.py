@@ -168,7 +168,7 @@ def test_changing_a_checkpoint_on_purpose(few, tested, shots, bare, tmp_path):
     assert banks_of(same)["bottle"].identity.num_images == 2
     run_predict(same, tmp_path, data_path=bare)
     # The bank does not depend on how results are averaged, and there are no training data to build it anew.
-    part = PatchMemory(weight=0.5, score_weight=0.2, top_fraction=0.1)
+    part = PatchMemory(weight=0.5, top_fraction=0.1)
     averaged = AnoVL.load_from_checkpoint(path, visualizer=False, references=part)
     assert banks_of(averaged)["bottle"].identity.num_images == 2
     run_predict(averaged, tmp_path, data_path=bare)

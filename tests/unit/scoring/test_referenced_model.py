@@ -16,7 +16,7 @@ from tests.helpers.tolerances import EXACT, FLOAT32, HALF_PRECISION, REFERENCE
 NAME = "tiny-square"
 PARTS = {
     "memory": PatchMemory(depths=[1, 3], value_wise=True),
-    "subspace": PatchSubspace(depths=[2], variance=0.8, score_weight=0.2),
+    "subspace": PatchSubspace(depths=[2], variance=0.8),
 }
 all_parts = pytest.mark.parametrize("part", PARTS.values(), ids=PARTS)
 
@@ -89,7 +89,7 @@ def expected(part, weights, references, images):
     scores = []
     for own, anomaly_map in zip(globals_, maps, strict=True):
         highest = sorted(anomaly_map.flatten().tolist(), reverse=True)[: max(1, round(part.top_fraction * 32 * 32))]
-        scores.append((1 - part.score_weight) * own + part.score_weight * sum(highest) / len(highest))
+        scores.append((1 - part.weight) * own + part.weight * sum(highest) / len(highest))
     shown = [
         reference_model.displayed(torch.as_tensor(each).double() + 0.5, NAME, weights)
         for each in (scores, torch.stack(maps))
@@ -108,7 +108,7 @@ def test_scores_and_maps_equal_the_formulas(part, make_model, weights_of):
 
 
 def test_a_weight_of_0_is_the_text_alone(make_model, weights_of):
-    model = make_model(PatchMemory(weight=0, score_weight=0))
+    model = make_model(PatchMemory(weight=0))
     plain = AnoVLModel(NAME, pretrained=weights_of(NAME), class_name="bottle")
     images = images_for(model, 2)
     assert_close(model(images).anomaly_map, plain(images).anomaly_map, **EXACT)
@@ -116,7 +116,7 @@ def test_a_weight_of_0_is_the_text_alone(make_model, weights_of):
 
 
 def test_a_weight_of_1_is_the_references_alone(make_model):
-    model = make_model(PatchMemory(weight=1, score_weight=1, top_fraction=0))
+    model = make_model(PatchMemory(weight=1, top_fraction=0))
     images = images_for(model, 3, seed=1)
     # A reference image is at the distance 0 of itself, so its map is flat.
     own = model(images)
@@ -129,7 +129,7 @@ def test_a_weight_of_1_is_the_references_alone(make_model):
 @pytest.mark.parametrize("image_score", [GlobalScore(["image", "flip"]), MapScore(0.1), CombinedScore()])
 def test_image_score_takes_both(image_score, make_model):
     half = make_model(PatchMemory(top_fraction=0.01), image_score=image_score)
-    text = PatchMemory(weight=0, score_weight=0)
+    text = PatchMemory(weight=0)
     images = images_for(half, 2)
     assert (half(images).pred_score - make_model(text, image_score=image_score)(images).pred_score).abs().min() > 1e-4
 
@@ -233,7 +233,7 @@ def test_what_a_bank_must_belong_to(make_model):
 def test_averaging_otherwise_takes_the_same_bank(make_model):
     model = make_model(PatchMemory())
     images = images_for(model, 2)
-    model.references = other = PatchMemory(weight=0.6, score_weight=0.1, top_fraction=0.2)
+    model.references = other = PatchMemory(weight=0.6, top_fraction=0.2)
     found, expected = model(images), make_model(other)(images)
     assert_close(found.anomaly_map, expected.anomaly_map, **EXACT)
     assert_close(found.pred_score, expected.pred_score, **EXACT)

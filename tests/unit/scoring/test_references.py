@@ -254,7 +254,7 @@ def test_too_few_images(part, count, message):
 
 def test_depths_are_those_given_else_measured_else_the_ends_of_quarters():
     assert PatchMemory(depths=[2, 5]).depths_of(5, "anovl-demo") == (2, 5)
-    assert PatchMemory().depths_of(5, "anovl-demo") == (3,)
+    assert PatchMemory().depths_of(5, "anovl-demo") == (1,)
     assert PatchSubspace().depths_of(5, "anovl-demo") == (3,)
     assert PatchMemory(depths=[], value_wise=True).depths_of(12) == ()
     assert [PatchMemory().depths_of(number) for number in (12, 24, 5, 2, 1)] == [
