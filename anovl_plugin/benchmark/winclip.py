@@ -69,7 +69,7 @@ class WinClipWithClip(WinClip):
         anomalib's WinClip takes the first ones of the shuffled data, and does not normalize them.
         """
         del dataloader
-        files = choose(training_files(self.trainer.datamodule), self.k_shot, "the training data")
+        files = choose(training_files(getattr(self.trainer, "datamodule", None)), self.k_shot, "the training data")
         return torch.stack(read_references(files, getattr(self.pre_processor, "transform", None)))
 
 

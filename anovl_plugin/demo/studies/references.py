@@ -141,9 +141,9 @@ def read_test_images(model: AnoVL, category: Category, count: int | None) -> lis
 @torch.inference_mode()
 def encode(model: AnoVLModel, image: TestImage, depths: tuple[int, ...]) -> Encoded:
     """Return the tokens of a test image, with those of some blocks."""
-    if model.tiles_per_side is None:
-        tiles, join = image.pixels.unsqueeze(1), partial(torch.squeeze, dim=1)
-    else:
+    tiles: Tensor = image.pixels.unsqueeze(1)
+    join: Callable[[Tensor], Tensor] = partial(torch.squeeze, dim=1)
+    if model.tiles_per_side is not None:
         tiles, join = split_into_tiles(image.pixels, model.image_size[0])
     return Encoded(tiles, join, model.encode(tiles, depths))
 
