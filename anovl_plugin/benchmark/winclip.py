@@ -3,14 +3,17 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from anomalib.metrics import Evaluator
 from anomalib.models.image import WinClip
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Compose, InterpolationMode, Normalize, Resize
 
 from anovl_plugin.benchmark.models import Benchmarked
+from anovl_plugin.components.reference_images import choose, read_references, training_files
 from anovl_plugin.hosts.anomalib_winclip import WinClipModelWithClip
 from anovl_plugin.vision.backbone import load_backbone
 
@@ -59,6 +62,15 @@ class WinClipWithClip(WinClip):
         """
         if self.class_name is not None or getattr(self.trainer, "datamodule", None) is not None:
             super().setup(stage)
+
+    def collect_reference_images(self, dataloader: DataLoader) -> Tensor:
+        """Return the training images that AnoVL takes as references, resized and normalized, shape (k_shot, 3, H, W).
+
+        anomalib's WinClip takes the first ones of the shuffled data, and does not normalize them.
+        """
+        del dataloader
+        files = choose(training_files(getattr(self.trainer, "datamodule", None)), self.k_shot, "the training data")
+        return torch.stack(read_references(files, getattr(self.pre_processor, "transform", None)))
 
 
 class BenchmarkWinClip(Benchmarked, WinClipWithClip):  # type: ignore[misc] # as in every anomalib model

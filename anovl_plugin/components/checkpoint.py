@@ -19,10 +19,12 @@ from anovl_plugin.components.settings import (
     model_arguments,
     read_saved_model,
     reconcile,
+    references_of,
     without_tower,
 )
 from anovl_plugin.config import is_loading_checkpoint, loading_checkpoint
 from anovl_plugin.hosts.lightning import attached_trainer
+from anovl_plugin.scoring.references import bank_config
 from anovl_plugin.torch_model import AnoVLModel
 
 Model = TypeVar("Model", bound="CheckpointMixin")
@@ -127,8 +129,9 @@ class CheckpointMixin(ModelMixin):
                 self.save_hyperparameters(settings)
             self.model.prepare_for_checkpoint(saved.clip, has_weights=saved.has_tower)
         self.checkpoint_classes = tuple(saved.class_names)
-        # The image score alone does not touch the references.
-        self.keeps_references = set(changed) <= {"image_score"}
+        # Neither the image score nor how results are averaged touches the reference banks.
+        kept = bank_config(references_of(settings)) == bank_config(references_of(saved.settings))
+        self.keeps_references = set(changed) <= {"image_score", *(("references",) if kept else ())}
         if not self.keeps_references:
             self._restart_references(checkpoint)
         self._restore_components(checkpoint, changed)

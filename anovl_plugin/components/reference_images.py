@@ -124,7 +124,8 @@ def choose(files: Sequence[Path], k_shot: int, origin: str, seed: int = SEED) ->
         ReferenceImageError: If there are fewer.
     """
     if len(files) < k_shot or not files:
-        msg = f"k_shot is {k_shot}, but {origin} has {len(files)} normal images; use fewer, or give more"
+        number = f"{len(files)} normal image{'' if len(files) == 1 else 's'}"
+        msg = f"k_shot is {k_shot}, but {origin} has {number}; use fewer, or give more"
         raise ReferenceImageError(msg)
     if k_shot == 0:
         return list(files)

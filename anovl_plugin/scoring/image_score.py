@@ -87,6 +87,8 @@ class GlobalScore(ImageScore):
 class MapScore(ImageScore):
     """The mean of the map's highest margins.
 
+    On tiles, it may rank images far better than the class token or far worse (docs/large_images.md), so measure both.
+
     Args:
         top_fraction: Share of the map that is averaged, in [0, 1]: 0 is the highest pixel, 0.01 the highest
             hundredth, 1 the whole map. Default: 0.

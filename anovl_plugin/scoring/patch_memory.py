@@ -16,8 +16,9 @@ from anovl_plugin.scoring.memory import unfragmented_memory
 from anovl_plugin.scoring.references import Fitted, References
 from anovl_plugin.vision.architecture import DEMO_BACKBONE
 
-# Patches compared at once, so that memory does not grow with tiles or references: 8,192 × 4,096 floats are 134 MB.
-_QUERIES, _REFERENCES = 8192, 4096
+# Patches compared at once, so that memory does not grow with tiles or references: 8,192 × 4,096 floats are 134 MB. On a
+# CPU, few enough that its cache still holds the cosines when the highest are looked for.
+_QUERIES, _QUERIES_ON_CPU, _REFERENCES = 8192, 128, 4096
 
 
 @dataclass
@@ -28,7 +29,7 @@ class PatchMemory(References):
         weight: Share of the references in the map and in the image score, from 0, the text alone, to 1, the references
             alone. Default: 0.3.
         depths: Blocks of CLIP's original path whose patch tokens are compared, counted from 1. Default: the ends of the
-            tower's four quarters; of ``anovl-demo``, the first two blocks.
+            tower's four quarters; of ``anovl-demo``, the first block.
         value_wise: Whether the value-wise path's patch tokens are compared as well. Default: no.
         views: Views of each reference image that count as part of it: ``single``, the image alone; ``paper``, the 22
             views of the image score; or a list such as ``[image, "rotate 90", flip]``. Default: ``single``.
@@ -51,7 +52,7 @@ class PatchMemory(References):
         tensor([[0.0000, 0.5000]])
     """
 
-    measured_depths: ClassVar[Mapping[str, tuple[int, ...]]] = {DEMO_BACKBONE: (1, 2)}
+    measured_depths: ClassVar[Mapping[str, tuple[int, ...]]] = {DEMO_BACKBONE: (1,)}
     coreset: float | None = None
     unlabelled: bool = False
     lowest_share: float = 0.3
@@ -106,7 +107,8 @@ def highest_cosine(queries: Tensor, references: Tensor) -> Tensor:
         Cosines, shape (Q,), in memory that grows neither with Q·M nor with the depth of a graph.
     """
     # A graph takes any number of queries, so it must not depend on the current one.
-    parts = [queries] if torch.compiler.is_compiling() else queries.split(_QUERIES)
+    size = _QUERIES_ON_CPU if queries.device.type == "cpu" else _QUERIES
+    parts = [queries] if torch.compiler.is_compiling() else queries.split(size)
     return torch.cat([_highest_cosine(part, references) for part in parts])
 
 

@@ -10,9 +10,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from anovl_plugin.config import number
+from anovl_plugin.config import check_flag, number
 from anovl_plugin.scoring.references import Fitted, References
 from anovl_plugin.vision.architecture import DEMO_BACKBONE
+
+# Of unlabelled references: share of the patches that is dropped, and how often the rest is fitted again.
+_TRIMMED, _REFITS = 0.1, 3
 
 
 @dataclass
@@ -33,7 +36,9 @@ class PatchSubspace(References):
             views of the image score; or a list such as ``[image, "rotate 90", flip]``. Default: ``single``.
         top_fraction: Share of the map whose mean enters the image score, in [0, 1]: 0 is the highest pixel, 1 the whole
             map. Default: 0.005.
-        variance: Share of the variance that the directions carry, from 0 to 0.999. Default: 0.9.
+        variance: Share of the variance that the directions carry, from 0 to 0.999. Default: 0.75.
+        unlabelled: Whether reference images may have defects. The tenth of their patches that the fit leaves most of is
+            then dropped, and the rest fitted again, three times. Default: no.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -47,30 +52,41 @@ class PatchSubspace(References):
     """
 
     measured_depths: ClassVar[Mapping[str, tuple[int, ...]]] = {DEMO_BACKBONE: (3,)}
-    variance: float = 0.9
+    variance: float = 0.75
+    unlabelled: bool = False
 
     def __post_init__(self) -> None:
         """Check the settings and convert NumPy numbers."""
         super().__post_init__()
         # With all of the variance, nothing would be left of any patch.
         self.variance = float(number(self, "variance", least=0, most=0.999))
+        check_flag("unlabelled", self.unlabelled)
 
     def fit(self, tokens: Sequence[Tensor]) -> Fitted:
         """Return mean (D,) and principal directions (D, r) of the reference patches, for each depth."""
         fitted: Fitted = {}
         for at, each in enumerate(tokens):
-            mean, directions = principal_directions(each.flatten(0, 1), self.variance)
+            patches = each.flatten(0, 1)
+            mean, directions = principal_directions(patches, self.variance)
+            for _ in range(_REFITS if self.unlabelled else 0):
+                lengths = residual_length(patches, mean, directions)
+                most = lengths.kthvalue(len(patches) - int(_TRIMMED * len(patches))).values
+                mean, directions = principal_directions(patches[lengths <= most], self.variance)
             fitted |= {f"mean_{at}": mean, f"directions_{at}": directions}
         return fitted
 
     def distances(self, tokens: Sequence[Tensor], fitted: Mapping[str, Tensor]) -> Tensor:
         """Return the lengths of the residuals, shape (B, N)."""
-        found = []
-        for at, each in enumerate(tokens):
-            centered, directions = each - fitted[f"mean_{at}"], fitted[f"directions_{at}"]
-            residual = centered - (centered @ directions) @ directions.T
-            found.append(torch.linalg.vector_norm(residual, dim=-1))
+        found = [
+            residual_length(each, fitted[f"mean_{at}"], fitted[f"directions_{at}"]) for at, each in enumerate(tokens)
+        ]
         return torch.stack(found).mean(0)
+
+
+def residual_length(tokens: Tensor, mean: Tensor, directions: Tensor) -> Tensor:
+    """Return ‖(x − μ) − V Vᵀ (x − μ)‖ for tokens x (..., D), mean μ (D,) and directions V (D, r), shape (...,)."""
+    centered = tokens - mean
+    return torch.linalg.vector_norm(centered - (centered @ directions) @ directions.T, dim=-1)
 
 
 def principal_directions(tokens: Tensor, variance: float) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from anovl_plugin.config import from_config, to_config
 from anovl_plugin.hosts.torch import HeldTensors
 from anovl_plugin.scoring.patch_memory import PatchMemory
 from anovl_plugin.scoring.patch_subspace import PatchSubspace
-from anovl_plugin.scoring.references import References, Scale, find_scale
+from anovl_plugin.scoring.references import References, Scale, bank_config, find_scale
 
 __all__ = ["BankIdentity", "PatchMemory", "PatchSubspace", "ReferenceBank", "parse_references"]
 
@@ -33,7 +33,7 @@ def parse_references(value: object, *, allow_import: bool = True) -> References 
 
     Example:
         >>> parse_references("PatchSubspace").variance
-        0.9
+        0.75
     """
     return from_config(value, References, allow_import=allow_import)
 
@@ -68,7 +68,7 @@ class ReferenceBank(HeldTensors):
 
     Attributes:
         identity: What the bank was built from; ``None`` until built.
-        settings: The references it was built with, as plain data; ``None`` until built.
+        settings: The settings of the references that it was built with and depends on; ``None`` until built.
     """
 
     def __init__(self) -> None:
@@ -117,11 +117,11 @@ class ReferenceBank(HeldTensors):
             scale = torch.stack(find_scale(references, tokens, margins))
         self.hold({f"{_FITTED}{name}": value for name, value in fitted.items()} | {_SCALE: scale})
         _check_finite(self, f"of {identity.class_name!r}")
-        self.identity, self.settings = identity, to_config(references)
+        self.identity, self.settings = identity, bank_config(to_config(references))
 
     def is_for(self, identity: BankIdentity, references: References) -> bool:
         """Return whether the bank was built from these, with these references."""
-        return self.identity == identity and self.settings == to_config(references)
+        return self.identity == identity and self.settings == bank_config(to_config(references))
 
     def fits(self, wanted: BankIdentity, references: References) -> bool:
         """Return whether the bank belongs to a class, a CLIP, prompts and references, whatever its images."""
@@ -148,7 +148,7 @@ class ReferenceBank(HeldTensors):
             "another CLIP": own.fingerprint != wanted.fingerprint,
             "other prompts": own.prompts != wanted.prompts,
             "another image_size, tiles_per_side or adaptation": own.preparation != wanted.preparation,
-            "other settings of references": self.settings != to_config(references),
+            "other settings of references": self.settings != bank_config(to_config(references)),
         }
         return next((text for text, differs in differences.items() if differs), None)
 

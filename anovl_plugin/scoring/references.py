@@ -16,7 +16,7 @@ Shapes: R reference images, P patches of each (of all its tiles and views), B im
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +31,8 @@ from anovl_plugin.vision.views import View, Views, parse_views
 _MAX_HELD_OUT = 8
 # Copies of one image have no spread; a distance or margin this small is noise of half precision.
 _LEAST_SPREAD = 1e-4
+# Settings that say how results are averaged, not what is kept.
+_AFTERWARDS = {"weight", "top_fraction"}
 
 Fitted = dict[str, Tensor]
 
@@ -163,6 +165,22 @@ class References(ABC):
             tokens: Unit tokens of images, as :meth:`select` returns them, each of shape (B, N, D).
             fitted: What :meth:`fit` returned.
         """
+
+
+def bank_config(config: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return the settings of references as plain data, without those that a bank does not depend on.
+
+    Args:
+        config: The settings, as :func:`anovl_plugin.config.to_config` returns them; ``None`` for no references.
+
+    Example:
+        >>> bank_config({"class_path": "PatchSubspace", "init_args": {"weight": 0.2, "variance": 0.9}})
+        {'class_path': 'PatchSubspace', 'init_args': {'variance': 0.9}}
+    """
+    if config is None:
+        return None
+    used = {name: value for name, value in config["init_args"].items() if name not in _AFTERWARDS}
+    return {**config, "init_args": used}
 
 
 def find_scale(references: References, tokens: Sequence[Tensor], margins: Tensor) -> Scale:

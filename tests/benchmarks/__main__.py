@@ -17,11 +17,12 @@ import torch
 
 from anovl_plugin.vision.architecture import DEMO_BACKBONE
 from tests.benchmarks.command import bench_command
-from tests.benchmarks.forward import bench_map, bench_openvino, bench_patchcore, bench_views, bench_winclip
+from tests.benchmarks.forward import bench_map, bench_patchcore, bench_views, bench_winclip
 from tests.benchmarks.gpu import bench_compile, bench_half_precision, bench_peak_memory, bench_throughput, in_half
 from tests.benchmarks.growth import bench_growth
 from tests.benchmarks.machine import describe_machine
 from tests.benchmarks.memory import bench_memory
+from tests.benchmarks.precision import bench_openvino, bench_trainer_precision
 from tests.benchmarks.predict import bench_predict
 from tests.benchmarks.runs import run_parts
 from tests.benchmarks.scoring import bench_adaptation, bench_prompts, bench_references
@@ -38,6 +39,7 @@ SUITES = {
         "references": bench_references,
         "prompts": bench_prompts,
         "patchcore": bench_patchcore,
+        "precision": bench_trainer_precision,
         "openvino": bench_openvino,
         "command": bench_command,
         "predict": bench_predict,

@@ -1,16 +1,14 @@
-"""The forward pass against plain image encoding, WinClip, Patchcore and the exported graph."""
+"""The forward pass against plain image encoding, WinClip and Patchcore."""
 
 from collections.abc import Iterator
 
 import torch
-from anomalib.deploy import OpenVINOInferencer
 from anomalib.models.image.patchcore.torch_model import PatchcoreModel
 
 from anovl_plugin import GlobalScore
 from tests.benchmarks.measuring import Times, in_turns
 from tests.benchmarks.setting import Setting, make_winclip
 from tests.benchmarks.table import Ratio, ratio
-from tests.helpers.tolerances import EXPORTED
 
 # MVTec AD's bottles: 209 images of 32 × 32 patches, of which Patchcore keeps a tenth.
 PATCHCORE_BANK = 209 * 32 * 32 // 10
@@ -59,17 +57,3 @@ def bench_patchcore(setting: Setting) -> Iterator[Ratio]:
     times = in_turns(lambda: patchcore(theirs), lambda: model(images), setting.few(3))
     what = f"Patchcore, wide_resnet50_2, {PATCHCORE_BANK:,} patches kept ÷ training-free map"
     yield ratio(what, times, len(images))
-
-
-@torch.inference_mode()
-def bench_openvino(setting: Setting) -> Iterator[Ratio]:
-    """Compare the exported model on OpenVINO with the same model in eager torch, on the CPU."""
-    model = setting.lightning_model().eval()
-    path = model.to_openvino(setting.folder, input_size=model.model.image_size)
-    # OpenVINO would choose bfloat16 where the processor has it.
-    inferencer = OpenVINOInferencer(path, device="CPU", config={"INFERENCE_PRECISION_HINT": "f32"})
-    images = torch.rand(setting.batch, 3, *model.model.image_size)
-    exported = inferencer.model(images.numpy())
-    torch.testing.assert_close(torch.from_numpy(exported["anomaly_map"]), model(images).anomaly_map, **EXPORTED)
-    times = in_turns(lambda: inferencer.model(images.numpy()), lambda: model(images), setting.few(2))
-    yield ratio("exported to OpenVINO ÷ eager torch, float32, same map", times, len(images), "≤ 0.8")

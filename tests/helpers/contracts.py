@@ -418,7 +418,8 @@ CONTRACTS: dict[Callable, dict[str, Kind]] = {
     LinearAdapter: ADAPTER,
     PatchMemory: COMPARED
     | {"coreset": SHARE.or_none(), "unlabelled": flag("must be true or false"), "lowest_share": SHARE},
-    PatchSubspace: COMPARED | {"variance": number(0, 0.999, "must be a number from 0 to 0.999")},
+    PatchSubspace: COMPARED
+    | {"variance": number(0, 0.999, "must be a number from 0 to 0.999"), "unlabelled": flag("must be true or false")},
     GlobalScore: {"views": VIEWS},
     MapScore: {"top_fraction": TOP_FRACTION},
     CombinedScore: {"views": VIEWS, "top_fraction": TOP_FRACTION},

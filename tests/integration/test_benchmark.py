@@ -1,6 +1,7 @@
 """Models for anomalib's benchmark: their clock, their settings, and the pipeline as a user runs it."""
 
 import pickle
+import re
 from inspect import signature
 from math import isnan
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch import Tensor
 from anovl_plugin import AnoVL, AnoVLModel, GlobalScore, LinearAdapter, TextAdapter, benchmark
 from anovl_plugin.benchmark import BenchmarkWinClip
 from anovl_plugin.benchmark.models import PACKAGE, Stopwatch, without_nulls
+from anovl_plugin.components.reference_images import choose, read_references, training_files
 from anovl_plugin.demo import DemoSurfaces
 from anovl_plugin.demo.datamodule import make_category
 from anovl_plugin.report.results import last_name
@@ -263,6 +265,18 @@ def test_a_fitted_model_sees_as_many_training_images_as_a_few_shot_model(monkeyp
     assert bank.identity.num_images == 3
 
 
+def test_winclip_gets_the_references_of_anovl_prepared_like_test_images(images, tmp_path):
+    few = benchmark.BenchmarkAnoVL(**DEMO, k_shot=2)
+    winclip = BenchmarkWinClip(backbone="anovl-demo", k_shot=2)
+    for model in (few, winclip):
+        benchmark_model(model, data_of(images), tmp_path / type(model).__name__)
+    datamodule = data_of(images)
+    datamodule.setup()
+    files = choose(training_files(datamodule), 2, "the training data")
+    found = winclip.model.reference_images
+    torch.testing.assert_close(found.cpu(), torch.stack(read_references(files, few.pre_processor.transform)), **EXACT)
+
+
 def test_any_model_of_anomalib_has_a_benchmark_version():
     padim = benchmark.BenchmarkPadim
     assert padim is benchmark.BenchmarkPadim
@@ -300,13 +314,39 @@ def test_config_is_one_that_the_pipeline_takes(path):
     # The columns of the CSV are those of the first run.
     assert len({tuple(sorted(flatten_dict(run))) for run in runs}) == 1
     models = {run["model"]["class_path"]: run["model"]["init_args"] for run in runs}
-    compared = ("AnoVL", "Patchcore") if path.stem == "few_shot" else ("AnoVL", "WinClip", "Patchcore")
-    assert set(models) == {f"{PACKAGE}.Benchmark{name}" for name in compared}
+    assert set(models) == {f"{PACKAGE}.Benchmark{name}" for name in ("AnoVL", "WinClip", "Patchcore")}
+    check_runs(runs)
+
+
+def check_runs(runs):
     for run_ in runs:
         kind = getattr(benchmark, last_name(run_["model"]["class_path"]))
         known = {name for base in kind.__mro__ for name in signature(base.__init__).parameters}
         assert {*without_nulls(run_["model"]["init_args"])} <= known
         assert get_datamodule(run_["data"]).eval_batch_size == run_["data"]["init_args"]["eval_batch_size"]
+
+
+@pytest.mark.parametrize("name", ["mvtec", "visa"])
+def test_few_shot_config_on_other_data_as_its_header_says(name):
+    text = (ROOT / "configs" / "benchmark" / "few_shot.yaml").read_text()
+    header, body = text.split("\n\naccelerator:")
+    replacements = re.findall(r"^#     (\S+: \S+) +by +(\S+: \S+)$", header, re.MULTILINE)
+    assert len(replacements) == 4
+    for old, new in replacements:
+        assert old in body
+        body = body.replace(old, new)
+    config = yaml.safe_load(f"accelerator:{body}")["benchmark"]
+    config["data"] = yaml.safe_load((ROOT / "configs" / "benchmark" / f"{name}.yaml").read_text())["benchmark"]["data"]
+    config["data"]["init_args"]["train_batch_size"] = 1
+    runs = list(get_iterator_from_grid_dict(config))
+    assert len({tuple(sorted(flatten_dict(run))) for run in runs}) == 1
+    check_runs(runs)
+    # Each model runs on all categories before the next; no CLIP is loaded before it is needed.
+    models = [run["model"] for run in runs[:: len(config["data"]["init_args"]["category"]["grid"])]]
+    assert len(models) == len(config["model"]["grid"])
+    anovl = [get_model(each) for each in models if each["class_path"].endswith("AnoVL")]
+    assert [each.settings["k_shot"] for each in anovl] == [0, 1, 2, 4, 8, 1, 4]
+    assert {each.settings["backbone"] for each in anovl} == {"ViT-B-16-plus-240"}
 
 
 ZERO_SHOT = [path for path in CONFIGS if path.stem != "few_shot"]

@@ -19,6 +19,7 @@ from anovl_plugin.components.reference_images import ReferenceImageError
 from anovl_plugin.components.settings import CheckpointError
 from anovl_plugin.config import to_config
 from anovl_plugin.demo import DemoSurfaces
+from anovl_plugin.scoring.references import bank_config
 from tests.helpers import image_datasets
 from tests.helpers.commands import ROOT, run
 from tests.helpers.engine_runs import assert_same, quiet_engine, run_predict, run_test
@@ -70,7 +71,7 @@ def test_references_from_training_data(few):
     model, _ = few
     (bank,) = banks_of(model).values()
     assert (bank.identity.class_name, bank.identity.num_images) == ("bottle", 2)
-    assert bank.settings == to_config(PatchMemory())
+    assert bank.settings == bank_config(to_config(PatchMemory()))
 
 
 @pytest.mark.parametrize(("k_shot", "count"), [(0, 4), (3, 3)])
@@ -166,6 +167,11 @@ def test_changing_a_checkpoint_on_purpose(few, tested, shots, bare, tmp_path):
     same = AnoVL.load_from_checkpoint(path, visualizer=False, image_score=MapScore())
     assert banks_of(same)["bottle"].identity.num_images == 2
     run_predict(same, tmp_path, data_path=bare)
+    # The bank does not depend on how results are averaged, and there are no training data to build it anew.
+    part = PatchMemory(weight=0.5, top_fraction=0.1)
+    averaged = AnoVL.load_from_checkpoint(path, visualizer=False, references=part)
+    assert banks_of(averaged)["bottle"].identity.num_images == 2
+    run_predict(averaged, tmp_path, data_path=bare)
     other = AnoVL.load_from_checkpoint(path, visualizer=False, few_shot_source=shots, k_shot=0)
     assert not banks_of(other)
     run_predict(other, tmp_path, data_path=bare)

@@ -90,6 +90,8 @@ def test_choice_depends_on_the_names_alone(folder):
 def test_too_few_images(folder):
     with raises("k_shot is 7, but the folder has 6 normal images; use fewer, or give more"):
         choose(files_in_folder(folder), 7, "the folder")
+    with raises("k_shot is 2, but the folder has 1 normal image; use fewer, or give more"):
+        choose(files_in_folder(folder)[:1], 2, "the folder")
 
 
 def test_images_are_pre_processed(folder):

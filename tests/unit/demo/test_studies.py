@@ -11,11 +11,13 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.metrics import roc_auc_score
+from torch.nn import functional as F
 
-from anovl_plugin import AnoVL
+from anovl_plugin import AnoVL, PatchMemory
+from anovl_plugin.components.image_file import read_image
 from anovl_plugin.demo import DemoSurfaces, datamodule
 from anovl_plugin.demo.datamodule import PHOTOGRAPHS, make_category
-from anovl_plugin.demo.studies import ablation, evaluate, large, precision, train
+from anovl_plugin.demo.studies import ablation, evaluate, large, precision, references, train
 
 MODEL_CARD = Path(__file__).parents[3] / "docs" / "model_card.md"
 
@@ -110,6 +112,35 @@ def test_precisions_and_exports_are_compared_with_float32(run, tmp_path, monkeyp
     assert 0 < float(table["engine, bf16-true"][5]) < 0.05
     sizes = [float(table[f"OpenVINO, {name}, float32"][0]) for name in ("none", "fp16")]
     assert sizes[1] < 0.55 * sizes[0]
+
+
+@pytest.mark.parametrize("tiles", [None, 2])
+def test_references_are_measured_as_the_model_predicts(tiles, run, tmp_path):
+    make_category(tmp_path, "brick")
+    layout = ("--folder", tmp_path, "--class-name", "brick", "--parts", "memory", "--shots", 1, "--seeds", 2)
+    table, _ = run(references, *layout, *(() if tiles is None else ("--tiles", tiles)))
+    (reference,) = (tmp_path / "brick" / "train" / "good").glob("*.png")
+    paths = sorted((tmp_path / "brick" / "test").rglob("*.png"))
+    labels = [path.parent.name != "good" for path in paths]
+    for row, part in (("text alone", None), ("memory, 1", PatchMemory())):
+        shots = {} if part is None else {"references": part, "few_shot_source": reference.parent}
+        model = AnoVL("anovl-demo", class_name="brick", domain="object", tiles_per_side=tiles, **shots)
+        model.build_text_bank()
+        results = [model.model(model.pre_processor.transform(read_image(path)[None])) for path in paths]
+        area = roc_auc_score(labels, [result.pred_score.item() for result in results])
+        assert float(table[row][0].split()[0]) == pytest.approx(area, abs=6e-4)
+        side = results[0].anomaly_map.shape[-2:]
+        truth = [torch.zeros(1, 1, *side)] * len(paths)
+        for at, path in enumerate(paths):
+            if labels[at]:
+                mask = tmp_path / "brick" / "ground_truth" / path.parent.name / f"{path.stem}_mask.png"
+                truth[at] = F.interpolate(read_image(mask)[None, :1], side)
+        maps = torch.cat([result.anomaly_map for result in results])
+        pixel = roc_auc_score(torch.cat(truth).flatten() > 0.5, maps.flatten())
+        # The program resizes masks in another way.
+        assert float(table[row][1].split()[0]) == pytest.approx(pixel, abs=0.01)
+    # There is only one image to choose, so the seeds agree.
+    assert [cell.split()[1] for cell in table["memory, 1"]] == ["(0.000)"] * 3
 
 
 @pytest.mark.slow

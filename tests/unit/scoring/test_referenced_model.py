@@ -14,7 +14,10 @@ from tests.helpers.random_tensors import images_for, noise
 from tests.helpers.tolerances import EXACT, FLOAT32, HALF_PRECISION, REFERENCE
 
 NAME = "tiny-square"
-PARTS = {"memory": PatchMemory(depths=[1, 3], value_wise=True), "subspace": PatchSubspace(depths=[2], variance=0.8)}
+PARTS = {
+    "memory": PatchMemory(depths=[1, 3], value_wise=True),
+    "subspace": PatchSubspace(depths=[2], variance=0.8),
+}
 all_parts = pytest.mark.parametrize("part", PARTS.values(), ids=PARTS)
 
 
@@ -125,7 +128,8 @@ def test_a_weight_of_1_is_the_references_alone(make_model):
 
 @pytest.mark.parametrize("image_score", [GlobalScore(["image", "flip"]), MapScore(0.1), CombinedScore()])
 def test_image_score_takes_both(image_score, make_model):
-    half, text = make_model(PatchMemory(top_fraction=0.01), image_score=image_score), PatchMemory(weight=0)
+    half = make_model(PatchMemory(top_fraction=0.01), image_score=image_score)
+    text = PatchMemory(weight=0)
     images = images_for(half, 2)
     assert (half(images).pred_score - make_model(text, image_score=image_score)(images).pred_score).abs().min() > 1e-4
 
@@ -224,6 +228,15 @@ def test_what_a_bank_must_belong_to(make_model):
     bank_of(model).identity = bank_of(model).identity._replace(fingerprint="0")
     with pytest.raises(ValueError, match=refuse("the reference bank was built with another CLIP; build it again with")):
         model(images)
+
+
+def test_averaging_otherwise_takes_the_same_bank(make_model):
+    model = make_model(PatchMemory())
+    images = images_for(model, 2)
+    model.references = other = PatchMemory(weight=0.6, top_fraction=0.2)
+    found, expected = model(images), make_model(other)(images)
+    assert_close(found.anomaly_map, expected.anomaly_map, **EXACT)
+    assert_close(found.pred_score, expected.pred_score, **EXACT)
 
 
 def test_what_is_missing(weights_of):

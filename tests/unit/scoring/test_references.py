@@ -25,6 +25,7 @@ PARTS = {
     "memory": PatchMemory(),
     "unlabelled": PatchMemory(unlabelled=True, lowest_share=0.5),
     "subspace": PatchSubspace(variance=0.7),
+    "trimmed": PatchSubspace(variance=0.7, unlabelled=True),
 }
 all_parts = pytest.mark.parametrize("part", PARTS.values(), ids=PARTS)
 IDENTITY = BankIdentity(
@@ -38,7 +39,7 @@ def units(*shape, seed=0):
 
 def slow_distance(part, patch, images):
     if isinstance(part, PatchSubspace):
-        return slow.subspace_distance(patch, images, part.variance)
+        return slow.subspace_distance(patch, images, part.variance, trimmed=part.unlabelled)
     return slow.memory_distance(patch, images, part.lowest_share if part.unlabelled else None)
 
 
@@ -115,7 +116,7 @@ def test_an_image_depends_on_itself_and_the_references_alone(part, order, size):
 def test_comparing_in_parts_changes_nothing(monkeypatch):
     queries, references = units(50, WIDTH), units(70, WIDTH, seed=1)
     whole = highest_cosine(queries, references)
-    monkeypatch.setattr(patch_memory, "_QUERIES", 7)
+    monkeypatch.setattr(patch_memory, "_QUERIES_ON_CPU", 7)
     monkeypatch.setattr(patch_memory, "_REFERENCES", 9)
     assert_close(highest_cosine(queries, references), whole, **FLOAT32)
     assert_close(whole, (queries @ references.T).amax(1), **FLOAT32)
@@ -128,6 +129,17 @@ def test_a_defect_of_one_unlabelled_image_remains_a_defect():
     labeled, unlabelled = PatchMemory(), PatchMemory(unlabelled=True)
     assert labeled.distances([defect], labeled.fit([references])) < 1e-6
     assert unlabelled.distances([defect], unlabelled.fit([references])) > 0.05
+
+
+def test_a_few_defects_among_unlabelled_images_do_not_span_the_subspace():
+    # Normal patches differ in two directions, and each of four defects in one of its own.
+    references = 0.01 * noise(10, PATCHES, 8)
+    references[..., :2] += noise(10, PATCHES, 2, seed=1)
+    references[0, :4] = 3 * torch.eye(8)[2:6]
+    defects = references[:1, :4]
+    labeled, unlabelled = PatchSubspace(variance=0.9), PatchSubspace(variance=0.9, unlabelled=True)
+    assert labeled.distances([defects], labeled.fit([references])).min() < 2
+    assert unlabelled.distances([defects], unlabelled.fit([references])).min() > 2.5
 
 
 def test_coreset_is_part_of_the_memory_and_leaves_the_random_state_alone():
@@ -254,7 +266,7 @@ def test_too_few_images(part, count, message):
 
 def test_depths_are_those_given_else_measured_else_the_ends_of_quarters():
     assert PatchMemory(depths=[2, 5]).depths_of(5, "anovl-demo") == (2, 5)
-    assert PatchMemory().depths_of(5, "anovl-demo") == (1, 2)
+    assert PatchMemory().depths_of(5, "anovl-demo") == (1,)
     assert PatchSubspace().depths_of(5, "anovl-demo") == (3,)
     assert PatchMemory(depths=[], value_wise=True).depths_of(12) == ()
     assert [PatchMemory().depths_of(number) for number in (12, 24, 5, 2, 1)] == [
