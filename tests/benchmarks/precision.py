@@ -14,8 +14,8 @@ from tests.benchmarks.setting import Setting
 from tests.benchmarks.table import Ratio, ratio
 from tests.helpers.tolerances import EXPORTED
 
-# Enough to find the range of activations in the time that a benchmark has; it does not change how long a graph takes.
-CALIBRATION_IMAGES = 8
+# Of the demo data, whose test images calibrate a graph.
+SIZE = (128, 128)
 # What is exported, in which precision it runs, and what part of the time of eager torch it is meant to take.
 EXPORTS = [
     (None, "f32", "≤ 0.8"),
@@ -48,12 +48,11 @@ def bench_openvino(setting: Setting) -> Iterator[Ratio]:
     """Compare exported graphs with eager torch; in float32, they give the same map."""
     model = setting.lightning_model().eval()
     model.build_text_bank()
-    size, core = model.model.image_size, openvino.Core()
-    images = torch.rand(setting.batch, 3, *size)
+    core, images = openvino.Core(), torch.rand(setting.batch, 3, *SIZE)
     for compression, precision, goal in EXPORTS:
         name = "float weights" if compression is None else compression.value
-        data: Any = calibration_data() if compression is CompressionType.INT8_PTQ else None
-        path = model.to_openvino(setting.folder / name, "model", size, compression, data)
+        data = DemoSurfaces(eval_batch_size=1)
+        path = model.to_openvino(setting.folder / name, "model", SIZE, compression, data)
         graph = core.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": precision})
 
         def run(graph: Any = graph) -> Tensor:
@@ -63,11 +62,3 @@ def bench_openvino(setting: Setting) -> Iterator[Ratio]:
             torch.testing.assert_close(run(), model(images).anomaly_map, **EXPORTED)
         times = in_turns(run, lambda: model(images), setting.few(2))
         yield ratio(f"OpenVINO, {name}, {precision} ÷ eager torch, float32", times, len(images), goal)
-
-
-def calibration_data() -> DemoSurfaces:
-    """Return demo data whose first few validation images calibrate a graph."""
-    data = DemoSurfaces(eval_batch_size=1)
-    data.setup()
-    data.val_data.subsample(list(range(CALIBRATION_IMAGES)), inplace=True)
-    return data
