@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from anomalib.deploy import ExportType
+from anomalib.data import AnomalibDataModule
+from anomalib.deploy import CompressionType, ExportType
 from torch import nn
 
 from anovl_plugin.components.mixin import ModelMixin
-from anovl_plugin.components.quantization import TransformerQuantizationMixin
+from anovl_plugin.components.quantization import TransformerQuantizationMixin, check_compression
 from anovl_plugin.torch_model import AnoVLModel
 
 logger = logging.getLogger(__name__)
@@ -67,19 +68,35 @@ class TextBankExportMixin(TransformerQuantizationMixin, ModelMixin):
         write_class_names(path, names)
         return path
 
-    def to_openvino(self, *args: Any, **kwargs: Any) -> Path:
+    def to_openvino(
+        self,
+        export_root: Path | str,
+        model_file_name: str = "model",
+        input_size: tuple[int, int] | None = None,
+        compression_type: CompressionType | None = None,
+        datamodule: AnomalibDataModule | None = None,
+        **kwargs: Any,
+    ) -> Path:
         """Export as anomalib does, by way of :meth:`to_onnx`.
 
         Args:
-            *args: As for anomalib; the first three are those of :meth:`to_onnx`.
+            export_root: Folder to write to.
+            model_file_name: Name of the files, without suffix. Default: ``model``.
+            input_size: Height and width in pixels of the images that the exported model takes. Default: any.
+            compression_type: ``fp16``, ``int8`` or ``int8_ptq``. Default: none.
+            datamodule: Data whose validation images calibrate ``int8_ptq``. Default: none.
             **kwargs: As for anomalib.
 
         Raises:
-            ValueError: As :meth:`to_onnx`.
+            ValueError: As :meth:`to_onnx`, or if the model cannot be compressed in this way.
             ModuleNotFoundError: If OpenVINO is not installed.
         """
         check_openvino()
-        path = super().to_openvino(*args, **kwargs)
+        self.build_text_bank()
+        check_compression(compression_type, datamodule, self.classes_to_choose_from())
+        path = super().to_openvino(
+            export_root, model_file_name, input_size, compression_type, datamodule=datamodule, **kwargs
+        )
         logger.info(
             "OpenVINO computes in bfloat16 on processors with units for it; for the scores of the engine on any, pass "
             'config={"INFERENCE_PRECISION_HINT": "f32"} to the inferencer.'

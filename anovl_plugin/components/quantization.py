@@ -1,7 +1,12 @@
 """Quantization of exported graphs to 8 bits that keeps the fine margins of a vision transformer."""
 
 import logging
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
+
+import numpy as np
+from anomalib.deploy import CompressionType
 
 from anovl_plugin.hosts.anomalib_quantization import QuantizationMixin
 
@@ -28,25 +33,70 @@ class TransformerQuantizationMixin(QuantizationMixin):
             loader: Loader of images to calibrate with.
 
         Raises:
-            ValueError: If the graph has other inputs.
+            ValueError: If the graph takes images of another size than the loader's.
         """
         import nncf
 
-        if len(graph.inputs) > 1:
-            msg = "a graph of several classes cannot be quantized; export each class by itself, with class_name"
-            raise ValueError(msg)
         number = len(loader.dataset)
         if number < ENOUGH_IMAGES:
             logger.warning("Calibrating with %d images; %d or more are recommended.", number, ENOUGH_IMAGES)
         smoothing = nncf.AdvancedSmoothQuantParameters(matmul=SMOOTHING)
         return nncf.quantize(
             graph,
-            nncf.Dataset(loader, lambda batch: batch.image.numpy()),
+            nncf.Dataset(loader, partial(pixels_for, graph)),
             model_type=nncf.ModelType.TRANSFORMER,
             preset=nncf.QuantizationPreset.MIXED,
             ignored_scope=nncf.IgnoredScope(types=list(IN_FLOAT), names=products_before_patches(graph)),
             advanced_parameters=nncf.AdvancedQuantizationParameters(smooth_quant_alphas=smoothing),
         )
+
+
+def check_compression(kind: CompressionType | None, datamodule: object, class_names: Sequence[str]) -> None:
+    """Raise an error if a model cannot be compressed in a way, before it is exported.
+
+    Args:
+        kind: How to compress it; ``None`` for not at all.
+        datamodule: Data to calibrate with; ``None`` if there is none.
+        class_names: Classes that the graph chooses from; none if it has one.
+
+    Raises:
+        ValueError: If it cannot.
+    """
+    if kind == CompressionType.INT8_ACQ:
+        msg = (
+            "compression_type int8_acq is not supported: its search among layers fails on some of these graphs; "
+            "use int8_ptq, int8 (weights alone) or fp16"
+        )
+        raise ValueError(msg)
+    if kind != CompressionType.INT8_PTQ:
+        return
+    if datamodule is None:
+        msg = "compression_type int8_ptq needs images to calibrate with; pass a datamodule (--data in a command)"
+        raise ValueError(msg)
+    if class_names:
+        msg = (
+            f"compression_type int8_ptq takes one class, but the model has {len(class_names)}; export each by itself, "
+            "with class_name"
+        )
+        raise ValueError(msg)
+
+
+def pixels_for(graph: Any, batch: Any) -> np.ndarray:
+    """Return the images of a batch, (B, 3, H, W), for a graph to calibrate with.
+
+    Raises:
+        ValueError: If the graph takes images of another size.
+    """
+    pixels = batch.image.numpy()
+    sizes = list(zip(graph.inputs[0].partial_shape, pixels.shape, strict=True))[2:]
+    if any(side.is_static and side.get_length() != length for side, length in sizes):
+        (height, width), (own_height, own_width) = zip(*sizes, strict=True)
+        msg = (
+            f"an image to calibrate with has {own_height} × {own_width} pixels, but input_size is {height} × {width}; "
+            "leave input_size out, or give the data module augmentations that resize"
+        )
+        raise ValueError(msg)
+    return pixels
 
 
 def products_before_patches(graph: Any) -> list[str]:

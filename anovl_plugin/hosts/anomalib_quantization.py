@@ -16,17 +16,5 @@ class QuantizationMixin:
 
     @classmethod
     def _post_training_quantization_ov(cls, model: Any, datamodule: Any = None) -> Any:
-        if datamodule is None:
-            msg = "compression_type int8_ptq needs images to calibrate with; pass a datamodule (--data in a command)"
-            raise ValueError(msg)
         datamodule.setup("fit")
         return cls.quantize_graph(model, datamodule.val_dataloader())
-
-    @classmethod
-    def _accuracy_control_quantization_ov(cls, *arguments: Any) -> Any:
-        del arguments
-        msg = (
-            "compression_type int8_acq is not supported: its search among layers fails on some of these graphs; "
-            "use int8_ptq, int8 (weights alone) or fp16"
-        )
-        raise ValueError(msg)

@@ -20,7 +20,7 @@ from torchvision.transforms.v2.functional import resize
 
 from anovl_plugin import AnoVL, CombinedScore, ZeroShotPostProcessor
 from anovl_plugin.components import export
-from anovl_plugin.components.quantization import TransformerQuantizationMixin
+from anovl_plugin.components.quantization import check_compression, pixels_for
 from anovl_plugin.demo import DemoSurfaces
 from anovl_plugin.demo.studies import precision
 from tests.helpers import image_datasets
@@ -115,10 +115,12 @@ def test_predictions_are_those_of_the_engine(kind, tested, exported, tmp_path, m
         assert_says_the_same(say(photograph), expected)
 
 
-def test_openvino_takes_images_of_one_size(tested, tmp_path, monkeypatch):
+def test_openvino_takes_images_of_one_size(tested, tmp_path, monkeypatch, caplog):
     # With a known size OpenVINO fuses more, and must not fuse resizing with normalizing.
     monkeypatch.chdir(tmp_path)
-    path = tested.model.to_openvino(tmp_path, input_size=(32, 32))
+    with caplog.at_level(logging.INFO, "anovl_plugin"):
+        path = tested.model.to_openvino(tmp_path, input_size=(32, 32))
+    assert 'pass config={"INFERENCE_PRECISION_HINT": "f32"} to the inferencer.' in caplog.text
     inferencer = OpenVINOInferencer(path, device="CPU", config={"INFERENCE_PRECISION_HINT": "f32"})
     images = torch.rand(2, 3, 32, 32)
     found, expected = inferencer.model(images.numpy()), tested.model.eval()(images)
@@ -243,19 +245,25 @@ def test_a_processor_with_units_for_bfloat16_changes_little(category, tmp_path):
     assert_close(torch.from_numpy(found["pred_score"]).flatten(), expected.scores, atol=0.02, rtol=0)
 
 
-def test_the_export_tells_of_bfloat16(make, tmp_path, caplog):
-    pytest.importorskip("openvino")
-    with caplog.at_level(logging.INFO, "anovl_plugin"):
-        make(class_name="bolt").to_openvino(tmp_path, input_size=(32, 32))
-    assert 'pass config={"INFERENCE_PRECISION_HINT": "f32"} to the inferencer.' in caplog.text
-
-
 def test_quantization_that_cannot_work_is_an_error(gravel, tmp_path):
     model, data, _ = gravel
     with pytest.raises(ValueError, match=r"^compression_type int8_ptq needs images to calibrate with; pass a data"):
         model.to_openvino(tmp_path, compression_type=CompressionType.INT8_PTQ)
     with pytest.raises(ValueError, match=r"^compression_type int8_acq is not supported: its search among layers fails"):
         model.to_openvino(tmp_path, compression_type=CompressionType.INT8_ACQ, datamodule=data)
-    graph = SimpleNamespace(inputs=["input", "class_index"])
-    with pytest.raises(ValueError, match=r"^a graph of several classes cannot be quantized; export each cl"):
-        TransformerQuantizationMixin.quantize_graph(graph, None)
+    with pytest.raises(
+        ValueError, match=r"^compression_type int8_ptq takes one class, but the model has 2; export each"
+    ):
+        check_compression(CompressionType.INT8_PTQ, data, ["bottle", "cable"])
+
+
+def test_images_to_calibrate_with_must_have_the_size_of_the_graph():
+    openvino = pytest.importorskip("openvino")
+    graph = SimpleNamespace(inputs=[SimpleNamespace(partial_shape=openvino.PartialShape([-1, 3, 96, -1]))])
+    batch = SimpleNamespace(image=torch.zeros(1, 3, 96, 128))
+    assert pixels_for(graph, batch).shape == (1, 3, 96, 128)
+    graph.inputs[0].partial_shape = openvino.PartialShape([1, 3, 96, 96])
+    with pytest.raises(
+        ValueError, match=r"^an image to calibrate with has 96 × 128 pixels, but input_size is 96 × 96; "
+    ):
+        pixels_for(graph, batch)

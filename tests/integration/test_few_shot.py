@@ -11,7 +11,6 @@ import onnxruntime
 import pytest
 import torch
 from anomalib import LearningType
-from anomalib.deploy import OpenVINOInferencer
 from torch.testing import assert_close
 
 from anovl_plugin import AnoVL, AnoVLModel, LinearAdapter, MapScore, MultiCategory, PatchMemory, PatchSubspace
@@ -227,20 +226,18 @@ def session_of(path: Path) -> Callable[[torch.Tensor], dict]:
 
 
 @pytest.mark.parametrize("part", PARTS.values(), ids=PARTS)
-def test_exports_hold_the_references(part, tested, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_exports_hold_the_references(part, tested, tmp_path):
+    openvino = pytest.importorskip("openvino")
     model, _ = tested(k_shot=2, references=part)
     model.eval()
     images = torch.rand(3, 3, 40, 36)
     expected = model(images)
-    found = session_of(model.to_onnx(tmp_path))(images)
-    for name in ("pred_score", "anomaly_map"):
-        assert_close(torch.from_numpy(found[name]), getattr(expected, name), **EXPORTED)
-    path = model.to_openvino(tmp_path)
-    inferencer = OpenVINOInferencer(path, device="CPU", config={"INFERENCE_PRECISION_HINT": "f32"})
-    found = inferencer.model(images.numpy())
-    for name in ("pred_score", "anomaly_map"):
-        assert_close(torch.from_numpy(found[name]), getattr(expected, name), **EXPORTED)
+    path = model.to_onnx(tmp_path)
+    # This graph is what an export to OpenVINO converts.
+    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    for found in (session_of(path)(images), compiled(images.numpy())):
+        for name in ("pred_score", "anomaly_map"):
+            assert_close(torch.from_numpy(found[name]), getattr(expected, name), **EXPORTED)
 
 
 def test_exports_with_tiles_hold_the_references(tested, tmp_path):
