@@ -16,21 +16,21 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 
 from anovl_plugin.components.arguments import check_components
-from anovl_plugin.components.checkpoint import CheckpointMixin
-from anovl_plugin.components.classes import parse_class_name
-from anovl_plugin.components.classes_of_run import ClassesMixin
-from anovl_plugin.components.explanation import keep_matches
-from anovl_plugin.components.export import TextBankExportMixin
-from anovl_plugin.components.post_processor import ZeroShotPostProcessor
-from anovl_plugin.components.pre_processor import AntialiasedPreProcessor, default_transform
-from anovl_plugin.components.raw_maps import MapFormat
-from anovl_plugin.components.references_of_run import ReferencesMixin, parse_few_shot
-from anovl_plugin.components.run_callbacks import run_callbacks
-from anovl_plugin.components.run_folder import RunFolder
-from anovl_plugin.components.settings import references_of, settings_of
-from anovl_plugin.components.unreadable import OnError
-from anovl_plugin.components.validated_results import ValidatedResults
-from anovl_plugin.components.visualizer import ResultVisualizer
+from anovl_plugin.components.checkpoints.checkpoint import CheckpointMixin
+from anovl_plugin.components.checkpoints.export import TextBankExportMixin
+from anovl_plugin.components.checkpoints.settings import references_of, settings_of
+from anovl_plugin.components.classes.classes_of_run import ClassesMixin
+from anovl_plugin.components.classes.image_classes import parse_class_name
+from anovl_plugin.components.images.pre_processor import AntialiasedPreProcessor, default_transform
+from anovl_plugin.components.images.unreadable import OnError
+from anovl_plugin.components.pictures.visualizer import ResultVisualizer
+from anovl_plugin.components.references.references_of_run import ReferencesMixin, parse_few_shot
+from anovl_plugin.components.results.explanation import keep_matches
+from anovl_plugin.components.results.raw_maps import MapFormat
+from anovl_plugin.components.runs.run_callbacks import run_callbacks
+from anovl_plugin.components.runs.run_folder import RunFolder
+from anovl_plugin.components.runs.validated_results import ValidatedResults
+from anovl_plugin.components.thresholds.post_processor import ZeroShotPostProcessor
 from anovl_plugin.config import check_choice, check_flag, is_loading_checkpoint
 from anovl_plugin.hosts.lightning import attached_trainer, is_preliminary, put_first
 from anovl_plugin.scoring.adaptation import Adaptation

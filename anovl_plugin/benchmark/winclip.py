@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Compose, InterpolationMode, Normalize, Resize
 
 from anovl_plugin.benchmark.models import Benchmarked
-from anovl_plugin.components.reference_images import choose, read_references, training_files
+from anovl_plugin.components.references.reference_images import choose, read_references, training_files
 from anovl_plugin.hosts.anomalib_winclip import WinClipModelWithClip
 from anovl_plugin.vision.backbone import load_backbone
 

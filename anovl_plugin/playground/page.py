@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from anovl_plugin.components.post_processor import DEFAULT_THRESHOLD
+from anovl_plugin.components.thresholds.post_processor import DEFAULT_THRESHOLD
 from anovl_plugin.playground.answers import NAMES, Playground
 from anovl_plugin.playground.words import DOMAINS, Words, join_states
 

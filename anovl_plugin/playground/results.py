@@ -10,9 +10,9 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, Template
 from PIL import Image
 
-from anovl_plugin.components.color_scale import colorize
-from anovl_plugin.components.file_regions import place_peak
-from anovl_plugin.components.picture import Style, describe_details, draw_panel
+from anovl_plugin.components.pictures.color_scale import colorize
+from anovl_plugin.components.pictures.picture import Style, describe_details, draw_panel
+from anovl_plugin.components.results.file_regions import place_peak
 from anovl_plugin.playground.reproduce import YAML_NAME, to_command, to_yaml
 from anovl_plugin.playground.session import Judged, Scored
 from anovl_plugin.scoring.description import NamedRegion, explain

@@ -15,14 +15,14 @@ from anomalib.pre_processing import PreProcessor
 from PIL import Image
 from torch import Tensor
 
-from anovl_plugin.components.explanation import describe, keep_matches, matches_of
-from anovl_plugin.components.image_file import read_image
-from anovl_plugin.components.picture import Content
-from anovl_plugin.components.post_processor import DEFAULT_THRESHOLD, ZeroShotPostProcessor
-from anovl_plugin.components.pre_processor import naming
-from anovl_plugin.components.reference_images import hash_files
-from anovl_plugin.components.shown_thresholds import shown_thresholds
-from anovl_plugin.components.visualizer import content_of
+from anovl_plugin.components.images.image_file import read_image
+from anovl_plugin.components.images.pre_processor import naming
+from anovl_plugin.components.pictures.picture import Content
+from anovl_plugin.components.pictures.visualizer import content_of
+from anovl_plugin.components.references.reference_images import hash_files
+from anovl_plugin.components.results.explanation import describe, keep_matches, matches_of
+from anovl_plugin.components.thresholds.post_processor import DEFAULT_THRESHOLD, ZeroShotPostProcessor
+from anovl_plugin.components.thresholds.shown_thresholds import shown_thresholds
 from anovl_plugin.config import cause_of, shown
 from anovl_plugin.lightning_model import AnoVL
 from anovl_plugin.playground.words import Words

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from anovl_plugin.components.classes import FROM_FOLDER
+from anovl_plugin.components.classes.image_classes import FROM_FOLDER
 from anovl_plugin.text.prompts import Prompts, check_class_name
 
 DOMAINS = ("auto", *Prompts.load().domains)

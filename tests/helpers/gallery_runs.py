@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from anovl_plugin.components.coco import assemble
-from anovl_plugin.components.file_names import with_suffix
-from anovl_plugin.components.file_regions import FileRegion, Peak
-from anovl_plugin.components.predictions import Prediction, to_csv
+from anovl_plugin.components.images.file_names import with_suffix
+from anovl_plugin.components.results.coco import assemble
+from anovl_plugin.components.results.file_regions import FileRegion, Peak
+from anovl_plugin.components.results.predictions import Prediction, to_csv
 
 SIZE = (24, 32)
 

@@ -53,7 +53,7 @@ ORDERS = {
     "module after data": "import anomalib.data, anovl_plugin.lightning_model",
     "torch model": "import anovl_plugin.torch_model",
     "host": "import anovl_plugin.hosts.anomalib",
-    "component": "import anovl_plugin.components.post_processor",
+    "component": "import anovl_plugin.components.thresholds.post_processor",
     "score": "from anovl_plugin import GlobalScore",
     "text bank": "from anovl_plugin import TextBank",
     "backbone": "from anovl_plugin import load_backbone",

@@ -23,7 +23,7 @@ from torch import Tensor
 from anovl_plugin import AnoVL, AnoVLModel, GlobalScore, LinearAdapter, TextAdapter, benchmark
 from anovl_plugin.benchmark import BenchmarkWinClip
 from anovl_plugin.benchmark.models import PACKAGE, Stopwatch, without_nulls
-from anovl_plugin.components.reference_images import choose, read_references, training_files
+from anovl_plugin.components.references.reference_images import choose, read_references, training_files
 from anovl_plugin.demo import DemoSurfaces
 from anovl_plugin.demo.datamodule import make_category
 from anovl_plugin.report.results import last_name

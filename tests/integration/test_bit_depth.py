@@ -21,9 +21,9 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 from torchvision.transforms.v2 import CenterCrop, Compose, RandomCrop, RandomHorizontalFlip
 
 from anovl_plugin import AnoVL
-from anovl_plugin.components.bit_depth import FullBitDepth, with_full_bit_depth
-from anovl_plugin.components.display_copies import BatchEndCallback
-from anovl_plugin.components.pre_processor import AntialiasedPreProcessor
+from anovl_plugin.components.images.bit_depth import FullBitDepth, with_full_bit_depth
+from anovl_plugin.components.images.pre_processor import AntialiasedPreProcessor
+from anovl_plugin.components.pictures.display_copies import BatchEndCallback
 from tests.helpers.deep_images import gray_levels, write_16_bit_png
 from tests.helpers.engine_runs import Predictions, gather, quiet_engine, run_predict, run_test
 from tests.helpers.image_datasets import visa, write_folder, write_mvtec

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anovl_plugin import AnoVL, LinearAdapter, ZeroShotPostProcessor
-from anovl_plugin.components.checkpoint import CheckpointError
+from anovl_plugin.components.checkpoints.checkpoint import CheckpointError
 from anovl_plugin.scoring.image_score import CombinedScore, GlobalScore, MapScore
 from anovl_plugin.vision import backbone as backbones
 from tests.helpers import image_datasets

@@ -19,8 +19,8 @@ from torch.testing import assert_close
 from torchvision.transforms.v2.functional import resize
 
 from anovl_plugin import AnoVL, CombinedScore, ZeroShotPostProcessor
-from anovl_plugin.components import export
-from anovl_plugin.components.quantization import check_compression, pixels_for
+from anovl_plugin.components.checkpoints import export
+from anovl_plugin.components.checkpoints.quantization import check_compression, pixels_for
 from anovl_plugin.demo import DemoSurfaces
 from anovl_plugin.demo.studies import precision
 from tests.helpers import image_datasets

@@ -14,8 +14,8 @@ from anomalib import LearningType
 from torch.testing import assert_close
 
 from anovl_plugin import AnoVL, AnoVLModel, LinearAdapter, MapScore, MultiCategory, PatchMemory, PatchSubspace
-from anovl_plugin.components.reference_images import ReferenceImageError
-from anovl_plugin.components.settings import CheckpointError
+from anovl_plugin.components.checkpoints.settings import CheckpointError
+from anovl_plugin.components.references.reference_images import ReferenceImageError
 from anovl_plugin.config import to_config
 from anovl_plugin.demo import DemoSurfaces
 from anovl_plugin.scoring.references import bank_config

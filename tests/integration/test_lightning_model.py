@@ -14,6 +14,7 @@ from torchvision.transforms.v2.functional import normalize, resize
 
 from anovl_plugin import AnoVL, AnoVLModel
 from anovl_plugin.vision.backbone import BackboneError
+from anovl_plugin.components.classes import classes_of_run
 from tests.helpers import image_datasets
 from tests.helpers.engine_runs import assert_same, gather, quiet_engine, run_predict, run_test
 from tests.helpers.tolerances import EXACT, FLOAT32
@@ -81,12 +82,14 @@ def test_data_modules(kind, make, tmp_path):
     ],
 )
 def test_the_log_says_what_the_text_bank_asks(options, lines, make, caplog):
-    with caplog.at_level("INFO", logger="anovl_plugin.components.classes_of_run"):
+    with caplog.at_level("INFO", logger=classes_of_run.__name__):
         model = make(**options)
         model.build_text_bank()
         model.build_text_bank()
     assert [
-        record.getMessage() for record in caplog.records if record.name == "anovl_plugin.components.classes_of_run"
+        record.getMessage()
+        for record in caplog.records
+        if record.name == "anovl_plugin.components.classes.classes_of_run"
     ] == lines
 
 

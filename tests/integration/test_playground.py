@@ -10,7 +10,7 @@ import pytest
 from selenium.webdriver import Keys
 
 from anovl_plugin import AnoVL
-from anovl_plugin.components.image_file import read_image
+from anovl_plugin.components.images.image_file import read_image
 from anovl_plugin.demo.datamodule import make_category
 from tests.helpers.browser import WIDE, open_browser, requested_addresses
 from tests.helpers.commands import run

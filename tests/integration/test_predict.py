@@ -13,8 +13,8 @@ from skimage import data
 from torch.utils.data import DataLoader
 
 from anovl_plugin import AnoVL
-from anovl_plugin.components.prediction_table import TABLE
-from anovl_plugin.components.predictions import read_csv
+from anovl_plugin.components.results.prediction_table import TABLE
+from anovl_plugin.components.results.predictions import read_csv
 from tests.helpers.commands import run
 from tests.helpers.engine_runs import assert_same, quiet_engine, run_predict
 from tests.helpers.tolerances import REFERENCE

@@ -20,8 +20,8 @@ from anomalib.data import Folder
 from anomalib.visualization import ImageVisualizer
 from PIL import Image
 
-from anovl_plugin.components.predictions import COLUMNS
-from anovl_plugin.components.reference_images import ReferenceImageError
+from anovl_plugin.components.references.reference_images import ReferenceImageError
+from anovl_plugin.components.results.predictions import COLUMNS
 from anovl_plugin.demo import DemoSurfaces
 from tests.helpers.coco_runs import decode_runs
 from tests.helpers.commands import run

@@ -14,7 +14,7 @@ from anomalib.data import Folder, MVTecAD, Visa
 from torch.testing import assert_close
 
 from anovl_plugin import AnoVL, MultiCategory
-from anovl_plugin.components.settings import CheckpointError
+from anovl_plugin.components.checkpoints.settings import CheckpointError
 from anovl_plugin.demo.datamodule import DemoSurfaces, make_category
 from tests.helpers import image_datasets
 from tests.helpers.commands import run

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import GaussianNoise
 
-from anovl_plugin.components.validated_results import ValidatedResults
+from anovl_plugin.components.runs.validated_results import ValidatedResults
 from tests.helpers import image_datasets
 from tests.helpers.engine_runs import quiet_engine, run_predict, run_test
 

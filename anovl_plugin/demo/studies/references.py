@@ -21,7 +21,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 from torchvision.transforms.v2.functional import resize
 
-from anovl_plugin.components.reference_images import choose, read_references, training_files
+from anovl_plugin.components.references.reference_images import choose, read_references, training_files
 from anovl_plugin.demo.datamodule import PHOTOGRAPHS, DemoSurfaces
 from anovl_plugin.lightning_model import AnoVL
 from anovl_plugin.scoring.patch_memory import PatchMemory

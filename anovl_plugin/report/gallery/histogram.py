@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from anovl_plugin.components.predictions import ABNORMAL
+from anovl_plugin.components.results.predictions import ABNORMAL
 from anovl_plugin.report.gallery.items import Item
 
 WIDTH, HEIGHT, BINS = 640, 150, 40

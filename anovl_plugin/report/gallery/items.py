@@ -3,7 +3,7 @@
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from anovl_plugin.components.predictions import ABNORMAL, UNREADABLE
+from anovl_plugin.components.results.predictions import ABNORMAL, UNREADABLE
 
 FOUND, MISSED, FALSE_ALARM, PASSED, UNDECIDED = "found", "missed", "false alarm", "passed", "no verdict"
 MISTAKES = (MISSED, FALSE_ALARM)

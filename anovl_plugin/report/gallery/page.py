@@ -14,9 +14,9 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader
 from tqdm import tqdm
 
-from anovl_plugin.components.coco import CATEGORY
-from anovl_plugin.components.predictions import ABNORMAL, NORMAL, UNREADABLE
-from anovl_plugin.components.run_record import RECORD
+from anovl_plugin.components.results.coco import CATEGORY
+from anovl_plugin.components.results.predictions import ABNORMAL, NORMAL, UNREADABLE
+from anovl_plugin.components.runs.run_record import RECORD
 from anovl_plugin.report.gallery.histogram import HEIGHT, WIDTH, draw_histogram
 from anovl_plugin.report.gallery.items import (
     FALSE_ALARM,

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from anovl_plugin.components.file_names import with_suffix
-from anovl_plugin.components.prediction_table import COCO, LINES, TABLE
-from anovl_plugin.components.predictions import ABNORMAL, COLUMNS, NORMAL, UNREADABLE
+from anovl_plugin.components.images.file_names import with_suffix
+from anovl_plugin.components.results.prediction_table import COCO, LINES, TABLE
+from anovl_plugin.components.results.predictions import ABNORMAL, COLUMNS, NORMAL, UNREADABLE
 from anovl_plugin.report.gallery.items import Item, Region
 from anovl_plugin.report.results import ReportError
 

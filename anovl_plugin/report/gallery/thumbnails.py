@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from anovl_plugin.components.image_file import read_header, read_image, read_size
-from anovl_plugin.components.predictions import ABNORMAL
+from anovl_plugin.components.images.image_file import read_header, read_image, read_size
+from anovl_plugin.components.results.predictions import ABNORMAL
 from anovl_plugin.report.gallery.items import Item
 
 # Pillow raises these for files that are damaged, of an unknown type, or too large to decode.

@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F
 
 from anovl_plugin import AnoVL, PatchMemory
-from anovl_plugin.components.image_file import read_image
+from anovl_plugin.components.images.image_file import read_image
 from anovl_plugin.demo import DemoSurfaces, datamodule
 from anovl_plugin.demo.datamodule import PHOTOGRAPHS, make_category
 from anovl_plugin.demo.studies import ablation, evaluate, large, precision, references, train

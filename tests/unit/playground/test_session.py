@@ -7,7 +7,7 @@ import torch
 from anomalib.engine import Engine
 
 from anovl_plugin import AnoVL, ZeroShotPostProcessor, describe
-from anovl_plugin.components.reference_images import ReferenceImageError
+from anovl_plugin.components.references.reference_images import ReferenceImageError
 from anovl_plugin.playground.session import Session, judge, threshold_arguments
 from anovl_plugin.playground.words import NORMAL_STATES, Words
 from anovl_plugin.vision.source import BackboneError

@@ -1,0 +1,1 @@
+"""Checkpoints and exports, and the settings in them."""

@@ -1,0 +1,1 @@
+"""Image files: reading, bit depth, names, pre-processing, and what cannot be read."""

@@ -1,0 +1,1 @@
+"""The pictures of results, and how they are drawn."""

@@ -1,0 +1,164 @@
+"""The reference images of a run: from a folder, or from the normal training images of a data module.
+
+The choice depends on the names of the files alone: sorted, then drawn with a fixed seed.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from anomalib.data import AnomalibDataModule
+from torch import Tensor, nn
+
+from anovl_plugin.components.images.image_file import read_image
+from anovl_plugin.components.images.pre_processor import naming
+from anovl_plugin.config import cause_of, shown, to_int
+from anovl_plugin.hosts.anomalib import is_image_file
+
+SEED = 0
+MAX_SHOTS = 100_000
+# Names of folders that hold no pictures of good parts.
+_MASKS = {"ground_truth", "mask", "masks"}
+_ABNORMAL = {"test", "bad", "ng", "nok", "abnormal", "anomaly", "anomalous", "defect", "defects", "defective"}
+
+
+class ReferenceImageError(ValueError):
+    """There are no or too few reference images, or one cannot be read."""
+
+
+def check_k_shot(k_shot: object) -> int:
+    """Return the number of reference images as a plain integer, or raise an error if it is invalid.
+
+    Raises:
+        TypeError: If it is not a whole number.
+        ValueError: If it is not from 0 to 100,000.
+    """
+    msg = (
+        f"k_shot is {shown(k_shot)}, but must be a number of reference images, 0 to {MAX_SHOTS}; 0 is zero-shot, or, "
+        "with few_shot_source, all images of the folder"
+    )
+    return to_int(k_shot, 0, MAX_SHOTS, msg, msg)
+
+
+def check_source_path(few_shot_source: object) -> str | None:
+    """Return the folder of reference images as a string, or raise an error if it is not a path; it need not exist.
+
+    Raises:
+        TypeError: If it is neither a string nor a path.
+        ValueError: If it is empty, or no path can be written so.
+    """
+    if few_shot_source is None:
+        return None
+    msg = f"few_shot_source is {shown(few_shot_source)}, but must be the path of a folder of reference images"
+    if not isinstance(few_shot_source, str | Path):
+        raise TypeError(msg)
+    if str(few_shot_source) == "" or "\0" in str(few_shot_source):
+        raise ValueError(msg)
+    return str(few_shot_source)
+
+
+def files_in_folder(folder: str | Path, *, may_be_abnormal: bool = False) -> list[Path]:
+    """Return the image files in a folder and the folders in it, sorted; or the file itself, if it is one.
+
+    Args:
+        folder: The folder.
+        may_be_abnormal: Whether images may have defects. Default: no.
+
+    Raises:
+        ReferenceImageError: If there is no such folder, no image in it, or a folder in it that is named for masks or,
+            unless images may have them, for defects or tests.
+    """
+    path = Path(folder)
+    try:
+        files = [path] if path.is_file() else sorted(each for each in path.rglob("*") if is_image_file(each))
+        exists = path.is_dir()
+    except OSError:
+        files, exists = [], False
+    excluded = _MASKS if may_be_abnormal else _MASKS | _ABNORMAL
+    for file in files:
+        wrong = next((part for part in file.relative_to(path).parts[:-1] if part.lower() in excluded), None)
+        if wrong is not None:
+            msg = (
+                f"few_shot_source is {shown(str(folder))}, in which a folder is named {shown(wrong)}, as if it held no "
+                "good parts; give the folder of the good images alone"
+            )
+            raise ReferenceImageError(msg)
+    if files:
+        return files
+    problem = "which holds no image" if exists else "but there is no such folder"
+    msg = f"few_shot_source is {shown(str(folder))}, {problem}; give a folder of reference images"
+    raise ReferenceImageError(msg)
+
+
+def training_files(datamodule: AnomalibDataModule | None) -> list[Path]:
+    """Return the files of the normal training images of a data module, sorted.
+
+    Raises:
+        ReferenceImageError: If there is no data module, or it has no normal training images in files.
+    """
+    if datamodule is None:
+        msg = "k_shot takes reference images from training data, but there is no data module; set few_shot_source"
+        raise ReferenceImageError(msg)
+    samples = getattr(getattr(datamodule, "train_data", None), "samples", None)
+    if samples is None or "image_path" not in samples:
+        msg = (
+            f"k_shot takes reference images from training data, but {type(datamodule).__name__} has none in files; set "
+            "few_shot_source"
+        )
+        raise ReferenceImageError(msg)
+    normal = samples[samples["label_index"] == 0] if "label_index" in samples else samples
+    return sorted(Path(path) for path in normal["image_path"])
+
+
+def choose(files: Sequence[Path], k_shot: int, origin: str, seed: int = SEED) -> list[Path]:
+    """Return some of the files, the same ones whenever the names are the same, in their order.
+
+    Args:
+        files: Files, sorted.
+        k_shot: How many to choose; 0 for all.
+        origin: Where they are from, for the message.
+        seed: Seed of the choice. Default: 0.
+
+    Raises:
+        ReferenceImageError: If there are fewer.
+    """
+    if len(files) < k_shot or not files:
+        number = f"{len(files)} normal image{'' if len(files) == 1 else 's'}"
+        msg = f"k_shot is {k_shot}, but {origin} has {number}; use fewer, or give more"
+        raise ReferenceImageError(msg)
+    if k_shot == 0:
+        return list(files)
+    order = torch.randperm(len(files), generator=torch.Generator().manual_seed(seed))
+    return [files[index] for index in sorted(order[:k_shot].tolist())]
+
+
+def read_references(files: Sequence[Path], transform: nn.Module | None) -> list[Tensor]:
+    """Return reference images as the model gets its images, each of shape (3, H, W).
+
+    Args:
+        files: Image files.
+        transform: Transform of the pre-processor; ``None`` for identity.
+
+    Raises:
+        ReferenceImageError: If a file cannot be read.
+    """
+    images = []
+    for path in files:
+        try:
+            pixels = read_image(path)
+        except Exception as error:
+            msg = f"the reference image {path} cannot be read ({cause_of(error)}); save it again, or remove it"
+            raise ReferenceImageError(msg) from error
+        with naming([str(path)]):
+            images.append(pixels if transform is None else transform(pixels[None])[0])
+    return images
+
+
+def hash_files(files: Sequence[Path]) -> str:
+    """Return the SHA-256 of names, sizes and times of change of files, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for path in files:
+        state = path.stat()
+        digest.update(f"{path.resolve()}\0{state.st_size}\0{state.st_mtime_ns}\0".encode(errors="surrogateescape"))
+    return digest.hexdigest()

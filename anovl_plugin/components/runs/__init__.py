@@ -1,0 +1,1 @@
+"""A run: its callbacks, its folder and record, and how it ends."""

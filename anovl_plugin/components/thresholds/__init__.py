@@ -1,0 +1,1 @@
+"""Post-processing: the normalization of scores, and thresholds."""

@@ -1,0 +1,72 @@
+"""Division of a loader's images among processes."""
+
+import inspect
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
+
+from anovl_plugin.components.runs.distributed import UnpaddedEvaluationSampler, unpadded_share
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_each_image_goes_to_one_process(size, bottles):
+    datamodule = bottles()
+    datamodule.setup()
+    whole = datamodule.test_dataloader()
+    shares = [unpadded_share(whole, rank, size) for rank in range(size)]
+    seen = [path for share in shares for batch in share for path in batch.image_path]
+    assert sorted(seen) == sorted(item.image_path for item in datamodule.test_data)
+    assert isinstance(whole.sampler, SequentialSampler)
+
+
+def test_a_share_keeps_all_arguments_of_its_loader():
+    given = {
+        "batch_size": 3,
+        "num_workers": 2,
+        "collate_fn": list,
+        "pin_memory": True,
+        "drop_last": True,
+        "timeout": 5,
+        "worker_init_fn": print,
+        "multiprocessing_context": "spawn",
+        "generator": torch.Generator(),
+        "prefetch_factor": 4,
+        "persistent_workers": True,
+        "pin_memory_device": "",
+        "in_order": False,
+    }
+    chosen = {"self", "dataset", "shuffle", "sampler", "batch_sampler"}
+    # Newer arguments of PyTorch belong in this test, too.
+    assert set(given) | chosen == set(inspect.signature(DataLoader.__init__).parameters)
+    loader = DataLoader(range(10), **given)
+    share = unpadded_share(loader, 1, 2)
+    assert list(share.sampler) == [1, 3, 5, 7, 9]
+    for name in given:
+        assert getattr(share, name) == getattr(loader, name), name
+
+
+def test_other_loaders_are_left_to_lightning():
+    batches = BatchSampler(SequentialSampler(range(9)), 2, drop_last=False)
+    for options in ({"shuffle": True}, {"batch_sampler": batches}, {"batch_size": None}):
+        loader = DataLoader(range(9), **options)
+        assert unpadded_share(loader, 0, 3) is loader
+    loader = DataLoader(range(2))
+    assert unpadded_share(loader, 0, 3) is loader
+
+
+@pytest.mark.parametrize(
+    ("size", "chosen", "predicting", "divided"),
+    [(2, True, False, True), (1, True, False, False), (2, False, False, False), (2, True, True, False)],
+    ids=["evaluation", "one process", "switched off", "prediction"],
+)
+def test_when_images_are_divided(size, chosen, predicting, divided):
+    trainer = SimpleNamespace(
+        world_size=size,
+        global_rank=0,
+        predicting=predicting,
+        _accelerator_connector=SimpleNamespace(use_distributed_sampler=chosen),
+    )
+    loader = DataLoader(range(9))
+    assert (UnpaddedEvaluationSampler().change_loader(loader, trainer) is not loader) == divided
