@@ -13,8 +13,8 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize
 from torchvision.transforms.v2.functional import normalize, resize
 
 from anovl_plugin import AnoVL, AnoVLModel
-from anovl_plugin.vision.backbone import BackboneError
 from anovl_plugin.components.classes import classes_of_run
+from anovl_plugin.vision.backbone import BackboneError
 from tests.helpers import image_datasets
 from tests.helpers.engine_runs import assert_same, gather, quiet_engine, run_predict, run_test
 from tests.helpers.tolerances import EXACT, FLOAT32

@@ -75,6 +75,7 @@ class TextBankExportMixin(TransformerQuantizationMixin, ModelMixin):
         input_size: tuple[int, int] | None = None,
         compression_type: CompressionType | None = None,
         datamodule: AnomalibDataModule | None = None,
+        *args: Any,
         **kwargs: Any,
     ) -> Path:
         """Export as anomalib does, by way of :meth:`to_onnx`.
@@ -85,6 +86,7 @@ class TextBankExportMixin(TransformerQuantizationMixin, ModelMixin):
             input_size: Height and width in pixels of the images that the exported model takes. Default: any.
             compression_type: ``fp16``, ``int8`` or ``int8_ptq``. Default: none.
             datamodule: Data whose validation images calibrate ``int8_ptq``. Default: none.
+            *args: As for anomalib.
             **kwargs: As for anomalib.
 
         Raises:
@@ -95,7 +97,7 @@ class TextBankExportMixin(TransformerQuantizationMixin, ModelMixin):
         self.build_text_bank()
         check_compression(compression_type, datamodule, self.classes_to_choose_from())
         path = super().to_openvino(
-            export_root, model_file_name, input_size, compression_type, datamodule=datamodule, **kwargs
+            export_root, model_file_name, input_size, compression_type, datamodule, *args, **kwargs
         )
         logger.info(
             "OpenVINO computes in bfloat16 on processors with units for it; for the scores of the engine on any, pass "
