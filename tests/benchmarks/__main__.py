@@ -87,6 +87,8 @@ def main() -> int:
                 write_into(args.markdown, args.suite, report(rows))
 
         rows = run_parts({part: run for part, run in parts.items() if part in (args.only or parts)}, keep)
+        # The plot is there by now.
+        keep(rows)
         print(f"\n{report(rows)}")  # noqa: T201
     return int(any(isinstance(row, Failure) for row in rows))
 
