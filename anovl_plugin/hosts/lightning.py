@@ -63,8 +63,11 @@ def put_first(trainer: Trainer | None, kind: type[Callback]) -> None:
 
 
 def replace_sampler(loader: DataLoader, sampler: Sampler | Iterable) -> DataLoader:
-    """Return a loader that differs from ``loader`` only in its sampler."""
-    return _update_dataloader(loader, sampler)
+    """Return a loader that differs from ``loader`` only in its sampler, with workers of its own."""
+    new = _update_dataloader(loader, sampler)
+    # Lightning repeats the attributes that it saw set, and thereby may hand on the workers of the other loader.
+    new._iterator = None
+    return new
 
 
 def divides_images(trainer: Trainer) -> bool:

@@ -212,6 +212,21 @@ def test_lightning_trainer_has_its_folder_and_callbacks(tmp_path):
     assert is_preliminary(trainer) is False
 
 
+def test_a_loader_with_another_sampler_has_workers_of_its_own():
+    from lightning.fabric.utilities.data import _replace_dunder_methods
+    from torch.utils.data import DataLoader
+
+    from anovl_plugin.hosts.lightning import replace_sampler
+
+    values = [1, 2]
+    # Here Lightning takes note of every attribute that is set, and repeats it.
+    with _replace_dunder_methods(DataLoader, "dataset"):
+        loader = DataLoader(values, batch_size=None, num_workers=1, persistent_workers=True)
+        assert list(loader) == [1, 2]
+    values[:] = [3, 4]
+    assert list(replace_sampler(loader, loader.sampler)) == [3, 4]
+
+
 def test_open_clip_details_are_at_debug(caplog):
     import logging
 
