@@ -216,7 +216,7 @@ def gravel(tmp_path_factory):
         (CompressionType.FP16, 0.51, 0.01, 0.01),
         (CompressionType.INT8, 0.3, 0.05, 0.05),
         # With the patches and the map in 8 bits as well, scores change by 0.07 and maps by 0.31.
-        (CompressionType.INT8_PTQ, 0.3, 0.05, 0.05),
+        (CompressionType.INT8_PTQ, 0.35, 0.05, 0.05),
     ],
 )
 def test_compressed_graphs_keep_scores_and_maps(compression, size, score, pixel, gravel):
