@@ -2,8 +2,6 @@
 
 import copy
 import shlex
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from anovl_plugin import AnoVL
 from anovl_plugin.components.images.bit_depth import FullBitDepth, with_full_bit_depth
 from anovl_plugin.components.images.pre_processor import AntialiasedPreProcessor
 from anovl_plugin.components.pictures.display_copies import BatchEndCallback
+from tests.helpers.commands import run
 from tests.helpers.deep_images import gray_levels, write_16_bit_png
 from tests.helpers.engine_runs import Predictions, gather, quiet_engine, run_predict, run_test
 from tests.helpers.image_datasets import visa, write_folder, write_mvtec
@@ -391,15 +390,13 @@ def test_copies_are_made_around_a_visualizer_only():
 def test_command_line(copies, tmp_path):
     """As a user types it, in a process of its own."""
     deep, plain = copies
-    code = "import sys; from anomalib.cli.cli import main; sys.exit(main())"
     options = "--model AnoVL --model.backbone anovl-demo --trainer.accelerator cpu"
     options += " --model.visualizer anomalib.visualization.ImageVisualizer"
     pictures = []
     for folder in (deep, plain):
-        command = [sys.executable, "-c", code, *shlex.split(f"predict {options} --data {folder}")]
-        command += ["--default_root_dir", str(tmp_path / f"results-{folder.name}")]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        root = tmp_path / f"results-{folder.name}"
+        done = run(shlex.split(f"anomalib predict {options} --data {folder} --default_root_dir {root}"), tmp_path)
         assert done.returncode == 0, done.stderr[-2000:]
-        pictures.append(sorted((tmp_path / f"results-{folder.name}").rglob("images/*/*.*")))
+        pictures.append(sorted(root.rglob("images/*/*.*")))
     assert [path.name for path in pictures[0]] == sorted(path.name for path in deep.iterdir())
     assert_same_pictures(*pictures)

@@ -1,8 +1,8 @@
 """A checkpoint is authoritative: it supplies every setting, and settings that contradict it are errors."""
 
 import os
+import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from anovl_plugin import AnoVL, LinearAdapter, ZeroShotPostProcessor
 from anovl_plugin.components.checkpoints.checkpoint import CheckpointError
 from anovl_plugin.scoring.image_score import CombinedScore, GlobalScore, MapScore
 from anovl_plugin.vision import backbone as backbones
-from tests.helpers import image_datasets
+from tests.helpers import commands, image_datasets
 from tests.helpers.engine_runs import Predictions, assert_same, quiet_engine, run_predict, run_test
 
 # Every setting that a run can have, one by one, and all together.
@@ -420,27 +420,14 @@ def test_the_command_line_needs_nothing_but_the_checkpoint(tmp_path):
     from anovl_plugin.demo.datamodule import make_category
 
     make_category(tmp_path / "photos", "brick")
-    command = [sys.executable, "-c", "from anomalib.cli.cli import main; main()"]
-    model = ["--model", "AnoVL", "--model.visualizer", "false", "--trainer.accelerator", "cpu"]
-    settings = ["--model.backbone", "anovl-demo", "--model.domain", "texture", "--model.image_score", "map"]
-    data = [
-        "--data",
-        "MVTecAD",
-        "--data.root",
-        tmp_path / "photos",
-        "--data.category",
-        "brick",
-        "--data.num_workers",
-        "0",
-    ]
-    options = {"cwd": tmp_path, "capture_output": True, "text": True}
-    made = [*command, "test", *model, *settings, *data]
-    done = subprocess.run([str(part) for part in made], check=False, **options)
+    model = "--model AnoVL --model.visualizer false --trainer.accelerator cpu"
+    settings = "--model.backbone anovl-demo --model.domain texture --model.image_score map"
+    data = f"--data MVTecAD --data.root {tmp_path / 'photos'} --data.category brick --data.num_workers 0"
+    done = commands.run(shlex.split(f"anomalib test {model} {settings} {data}"), tmp_path)
     assert done.returncode == 0, done.stderr
     (checkpoint,) = tmp_path.rglob("*.ckpt")
     good = tmp_path / "photos/brick/test/good"
-    arguments = ["predict", *model, "--ckpt_path", checkpoint, "--data", good]
-    done = subprocess.run([str(part) for part in (*command, *arguments)], check=False, **options)
+    done = commands.run(shlex.split(f"anomalib predict {model} --ckpt_path {checkpoint} --data {good}"), tmp_path)
     assert done.returncode == 0, done.stderr
     expected = run_predict(AnoVL.load_from_checkpoint(checkpoint, visualizer=False), tmp_path, data_path=good)
     assert not expected.label.any()

@@ -1,13 +1,12 @@
 """The arguments of the demo's data module: what it makes of those that it accepts."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from anovl_plugin.demo import DemoSurfaces
+from tests.helpers.commands import run
 
 
 @pytest.mark.parametrize("kind", [str, Path])
@@ -33,8 +32,7 @@ def test_numbers_are_python_or_numpy_integers(kind):
 
 
 def write_images(*arguments):
-    command = [sys.executable, "-m", "anovl_plugin.demo", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return run(["python", "-m", "anovl_plugin.demo", *arguments], Path(arguments[0]).parent)
 
 
 @pytest.mark.slow
