@@ -228,14 +228,13 @@ def test_compressed_graphs_keep_scores_and_maps(compression, size, score, pixel,
     assert found.map < pixel
 
 
-@pytest.mark.parametrize("category", ["brick", "grass"])
-def test_a_processor_with_units_for_bfloat16_changes_little(category, tmp_path):
+def test_a_processor_with_units_for_bfloat16_changes_little(tmp_path):
     # Without them OpenVINO computes in float32, and nothing changes.
     openvino = pytest.importorskip("openvino")
-    data = DemoSurfaces(tmp_path / "data", category, eval_batch_size=100)
+    data = DemoSurfaces(tmp_path / "data", "brick", eval_batch_size=100)
     data.setup()
     (batch,) = data.test_dataloader()
-    model = AnoVL("anovl-demo", class_name=category, domain="texture", visualizer=False).eval()
+    model = AnoVL("anovl-demo", class_name="brick", domain="texture", visualizer=False).eval()
     compiled = openvino.Core().compile_model(model.to_openvino(tmp_path), "CPU")
     found = compiled({"input": batch.image.numpy()})
     expected = precision.of_engine(model, batch.image, torch.float32)
