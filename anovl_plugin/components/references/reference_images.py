@@ -66,7 +66,7 @@ def files_in_folder(folder: str | Path, *, may_be_abnormal: bool = False) -> lis
         may_be_abnormal: Whether images may have defects. Default: no.
 
     Raises:
-        ReferenceImageError: If there is no such folder, no image in it, or a folder in it that is named for masks or,
+        ReferenceImageError: If there is no such folder, no image in it, or it or a folder in it is named for masks or,
             unless images may have them, for defects or tests.
     """
     path = Path(folder)
@@ -77,11 +77,12 @@ def files_in_folder(folder: str | Path, *, may_be_abnormal: bool = False) -> lis
         files, exists = [], False
     excluded = _MASKS if may_be_abnormal else _MASKS | _ABNORMAL
     for file in files:
-        wrong = next((part for part in file.relative_to(path).parts[:-1] if part.lower() in excluded), None)
+        folders = [path.absolute().name, *file.relative_to(path).parts[:-1]] if exists else []
+        wrong = next((name for name in folders if name.lower() in excluded), None)
         if wrong is not None:
             msg = (
-                f"few_shot_source is {shown(str(folder))}, in which a folder is named {shown(wrong)}, as if it held no "
-                "good parts; give the folder of the good images alone"
+                f"few_shot_source is {shown(str(folder))}, where a folder is named {shown(wrong)}, as if it held no "
+                "good parts; give the folder of the good images alone, or rename it"
             )
             raise ReferenceImageError(msg)
     if files:

@@ -138,14 +138,14 @@ def test_what_is_not_a_path(value, error):
 def test_folder_of_what_is_no_good_part_is_an_error(name, tmp_path):
     image_datasets.write_images(tmp_path / "good", 1, seed=1)
     image_datasets.write_images(tmp_path / name / "deep", 1, seed=2)
-    said = (
-        rf"^few_shot_source is '{tmp_path}', in which a folder is named '{name}', as if it held no good parts; give th"
-    )
-    with pytest.raises(ReferenceImageError, match=said):
-        files_in_folder(tmp_path)
-    if name == "ground_truth":
-        with pytest.raises(ReferenceImageError, match=said):
-            files_in_folder(tmp_path, may_be_abnormal=True)
-    else:
+    said = "^few_shot_source is '{}', where a folder is named '{}', as if it held no good parts; give the fo"
+    for folder in (tmp_path, tmp_path / name):
+        with pytest.raises(ReferenceImageError, match=said.format(folder, name)):
+            files_in_folder(folder)
+        if name == "ground_truth":
+            with pytest.raises(ReferenceImageError, match=said.format(folder, name)):
+                files_in_folder(folder, may_be_abnormal=True)
+    if name != "ground_truth":
         assert len(files_in_folder(tmp_path, may_be_abnormal=True)) == 2
-    assert len(files_in_folder(tmp_path / name, may_be_abnormal=True)) == 1
+        assert len(files_in_folder(tmp_path / name, may_be_abnormal=True)) == 1
+    assert len(files_in_folder(tmp_path / name / "deep")) == 1
