@@ -138,7 +138,7 @@ def test_what_is_not_a_path(value, error):
 def test_folder_of_what_is_no_good_part_is_an_error(name, tmp_path):
     image_datasets.write_images(tmp_path / "good", 1, seed=1)
     image_datasets.write_images(tmp_path / name / "deep", 1, seed=2)
-    said = "^few_shot_source is '{}', where a folder is named '{}', as if it held no good parts; give the fo"
+    said = "^few_shot_source is '{}', where a folder is named '{}', as if it held no good parts; give the"
     for folder in (tmp_path, tmp_path / name):
         with pytest.raises(ReferenceImageError, match=said.format(folder, name)):
             files_in_folder(folder)
