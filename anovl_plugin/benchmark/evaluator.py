@@ -10,6 +10,8 @@ from anomalib.metrics import AUPR, AUPRO, AUROC, AnomalibMetric, Evaluator, F1Ma
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from anovl_plugin.scoring.scores import to_unit_range
+
 # Fields of a batch that a metric compares.
 IMAGE_FIELDS = ("pred_score", "gt_label")
 PIXEL_FIELDS = ("anomaly_map", "gt_mask")
@@ -39,21 +41,6 @@ def paper_metrics() -> list[AnomalibMetric]:
     images = [kind(fields=IMAGE_FIELDS, prefix="image_") for kind in (AUROC, F1Max, AUPR)]
     pixels = [kind(fields=PIXEL_FIELDS, prefix="pixel_", strict=False) for kind in (AUROC, F1Max, AUPR, AUPRO)]
     return [*images, *pixels]
-
-
-def to_unit_range(scores: Tensor) -> Tensor:
-    """Return scores of any shape, rescaled to [0, 1] without changing their order, in float64.
-
-    torchmetrics' curves apply a sigmoid to scores outside [0, 1], batch by batch, which would make all the large
-    distances of Patchcore equal.
-
-    Example:
-        >>> to_unit_range(torch.tensor([20.0, 60.0, 30.0])).tolist()
-        [0.0, 1.0, 0.25]
-    """
-    scores = scores.double()
-    low, high = scores.aminmax()
-    return (scores - low) / (high - low).clamp(min=torch.finfo(torch.float64).tiny)
 
 
 class PaperEvaluator(Evaluator):

