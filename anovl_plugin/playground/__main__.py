@@ -76,13 +76,14 @@ def serve(options: argparse.Namespace) -> None:
     import torch
 
     from anovl_plugin.playground.answers import Playground
-    from anovl_plugin.playground.images import find_demo_images, find_images
+    from anovl_plugin.playground.images import check_keeping, find_demo_images, find_images
     from anovl_plugin.playground.page import STYLE, build_page, theme
     from anovl_plugin.playground.session import Session
     from anovl_plugin.playground.words import Words
     from anovl_plugin.vision.backbone import DEFAULT_BACKBONE
 
     is_demo = options.path is None
+    check_keeping(options.keep)
     images = find_demo_images() if is_demo else find_images(options.path)
     backbone = options.backbone or (_DEMO if is_demo else DEFAULT_BACKBONE)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")

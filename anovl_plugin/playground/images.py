@@ -1,6 +1,7 @@
 """The images that the playground offers, and those that are dropped into it."""
 
 import hashlib
+import os
 import re
 import shutil
 from collections.abc import Sequence
@@ -94,6 +95,21 @@ def keep_together(paths: Sequence[Path], folder: Path) -> Path:
             (making / own).write_bytes(content)
         making.rename(target)
     return target
+
+
+def check_keeping(folder: Path) -> None:
+    """Check that a folder can hold copies, without making it.
+
+    Raises:
+        ValueError: If it is a file, or below one, or must not be written to.
+    """
+    nearest = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+    if not nearest.is_dir():
+        msg = f"keep is {shown(str(folder))}, but {shown(str(nearest))} is a file; give a folder"
+        raise ValueError(msg)
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        msg = f"keep is {shown(str(folder))}, but {shown(str(nearest))} cannot be written to; give another folder"
+        raise ValueError(msg)
 
 
 def is_readable_path(path: Path) -> bool:

@@ -128,8 +128,9 @@ def _connect(
     triggers += [side.form.domain.input for side in sides]
     gr.on(triggers, answer, entered, shown, **_EVENT)
     images.choice.input(lambda: None, None, images.dropped, **_EVENT).then(answer, entered, shown, **_EVENT)
-    switched = [first.form.class_name, second.words, second.results, *second.form]
-    switch = controls.compare.input(_switch, [controls.compare, *first.form], switched, **_EVENT)
+    copied = gr.State()
+    switched = [copied, first.form.class_name, second.words, second.results, *second.form]
+    switch = controls.compare.input(_switch, [controls.compare, copied, *first.form, *second.form], switched, **_EVENT)
     switch.then(answer, entered, shown, **_EVENT)
     controls.threshold.change(move, [controls.threshold, *states], results, **_EVENT | {"show_progress": "hidden"})
 
@@ -211,8 +212,17 @@ def _build_result(name: str) -> tuple[gr.HTML, gr.Column]:
         return gr.HTML(elem_id=f"result-{name.lower()}", apply_default_css=False), column
 
 
-def _switch(compare: bool, *fields: str) -> Sequence[Any]:
-    """Show or hide the second set of words, which starts as a copy of the first."""
+def _switch(compare: bool, copied: Sequence[str] | None, *fields: str) -> Sequence[Any]:
+    """Show or hide the second set of words, a copy of the first until it is changed.
+
+    Args:
+        compare: Whether to show it.
+        copied: What was last copied into it. Default: nothing yet.
+        fields: The fields of both sets.
+    """
+    first, second = fields[:5], fields[5:]
     label = gr.Textbox(label=_class_label(NAMES[0], compare=compare))
-    copies = fields if compare else [gr.skip()] * len(fields)
-    return [label, gr.Column(visible=compare), gr.Column(visible=compare), *copies]
+    parts = [label, gr.Column(visible=compare), gr.Column(visible=compare)]
+    if compare and (copied is None or tuple(copied) == second):
+        return [first, *parts, *first]
+    return [gr.skip(), *parts, *[gr.skip()] * len(second)]

@@ -135,6 +135,11 @@ def test_compares_two_sets_of_words(browser, address, home, size, side_by_side):
     page.one("#compare input").click()
     page.wait(lambda: not page.verdict("b"))
     assert page.verdict("a").startswith("ABNORMAL")
+    # Words of one's own outlast the comparison.
+    page.one("#compare input").click()
+    page.wait_for(re.escape(expected_score(home, class_name="gravel")), "b")
+    page.one("#compare input").click()
+    page.wait(lambda: not page.verdict("b"))
 
 
 def test_image_is_chosen_or_dropped(page, home):

@@ -69,15 +69,24 @@ def test_threshold_moves_what_there_is(built):
 
 
 def test_second_set_starts_as_a_copy(built):
-    label, form, result, *copies = built[0]._switch(True, *fields("wall"))
-    assert tuple(copies) == fields("wall")
+    copied, label, form, result, *copies = built[0]._switch(True, None, *fields("wall"), *fields())
+    assert copied == tuple(copies) == fields("wall")
     assert label.label.startswith("A: ")
     assert form.visible
     assert result.visible
-    label, form, result, *copies = built[0]._switch(False, *fields("wall"))
-    assert copies == [built[0].gr.skip()] * 5
+    copied, label, form, result, *copies = built[0]._switch(False, fields("wall"), *fields("wall"), *fields("wall"))
+    assert [copied, *copies] == [built[0].gr.skip()] * 6
     assert not form.visible
     assert label.label == "What the image shows"
+
+
+def test_second_set_is_copied_again_unless_it_was_changed(built):
+    skip = built[0].gr.skip()
+    copied, *_ = built[0]._switch(True, fields("wall"), *fields("floor"), *fields("wall"))
+    assert copied == fields("floor")
+    copied, _, form, _, *copies = built[0]._switch(True, fields("wall"), *fields("floor"), *fields("gravel"))
+    assert [copied, *copies] == [skip] * 6
+    assert form.visible
 
 
 @pytest.mark.parametrize(("value", "threshold"), [(None, 0.5), (0, 0.01), (7, 0.99), (0.3, 0.3)])

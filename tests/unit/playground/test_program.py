@@ -66,6 +66,21 @@ def test_wrong_folder_is_named(tmp_path, capsys, monkeypatch, has_folder):
     assert ("holds no image" if has_folder else "there is no file or folder") in line_of(capsys)
 
 
+def test_wrong_folder_for_copies_is_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "anovl_plugin.playground.page", type(sys)("page"))
+    for name in ("STYLE", "build_page", "theme"):
+        setattr(sys.modules["anovl_plugin.playground.page"], name, None)
+    file = tmp_path / "file"
+    file.touch()
+    assert main([str(tmp_path), "--port", "0", "--keep", str(file / "kept")]) == 2
+    assert line_of(capsys).endswith(f"error: keep is '{file}/kept', but '{file}' is a file; give a folder")
+    # The superuser may write anywhere.
+    monkeypatch.setattr("os.access", lambda *_: False)
+    assert main([str(tmp_path), "--port", "0", "--keep", str(tmp_path / "kept")]) == 2
+    assert f"but '{tmp_path}' cannot be written to; give another folder" in line_of(capsys)
+    assert not (tmp_path / "kept").exists()
+
+
 def test_free_ports_are_found():
     port = find_port(0)
     assert find_port(port) == port
