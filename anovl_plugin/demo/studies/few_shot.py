@@ -1,7 +1,7 @@
 """What the studies of reference images share: categories, test images, references, figures and their table."""
 
 import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple, cast
@@ -12,6 +12,7 @@ from anomalib.metrics import AUPRO
 from anomalib.models import AnomalibModule
 from rich.console import Console
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchmetrics.functional.classification import binary_auroc
 from torchvision.transforms.v2.functional import resize
 
@@ -32,6 +33,22 @@ class Figures(NamedTuple):
     image: float
     pixel: float
     aupro: float
+
+
+class Measured(NamedTuple):
+    """What is measured on the P abnormal and N normal test images of a category.
+
+    Attributes:
+        figures: The figures.
+        wins: How often an abnormal image scores higher than a normal one: 1, ½ if they score the same, 0; (P, N).
+    """
+
+    figures: Figures
+    wins: Tensor
+
+
+# A name, and what was measured, by seed and category.
+Row = tuple[str, list[list[Measured]]]
 
 
 class TestImage(NamedTuple):
@@ -115,31 +132,48 @@ def read_test_images(category: Category, transform: nn.Module, count: int | None
     return images
 
 
-def measure(images: list[TestImage], scores: Tensor, maps: Tensor) -> Figures:
-    """Return the figures of one category.
+def measure(images: list[TestImage], scores: Tensor, maps: Tensor) -> Measured:
+    """Return what is measured on one category.
 
     Args:
         images: The B test images.
         scores: Their scores on any scale, shape (B,).
         maps: Their anomaly maps on any scale, shape (B, 1, H, W).
     """
-    labels = torch.tensor([bool(image.mask.any()) for image in images]).int()
+    abnormal = torch.tensor([bool(image.mask.any()) for image in images])
+    differences = scores[abnormal, None] - scores[~abnormal]
+    wins = (differences.sign() + 1) / 2
     pixels = Pixels(
         anomaly_map=to_unit_range(maps.squeeze(1)),
         gt_mask=torch.stack([image.mask for image in images]).int(),
     )
     aupro = AUPRO(fields=Pixels._fields)
     aupro.update(cast("Batch", pixels))
-    return Figures(
-        image=binary_auroc(to_unit_range(scores), labels).item(),
-        pixel=binary_auroc(*pixels).item(),
-        aupro=aupro.compute().item(),
-    )
+    figures = Figures(image=wins.mean().item(), pixel=binary_auroc(*pixels).item(), aupro=aupro.compute().item())
+    return Measured(figures, wins)
 
 
-def mean_figures(figures: Iterable[Figures]) -> Figures:
+def mean_figures(categories: Iterable[Measured]) -> Figures:
     """Return the means over categories."""
-    return Figures(*map(mean, zip(*figures, strict=True)))
+    return Figures(*map(mean, zip(*(each.figures for each in categories), strict=True)))
+
+
+def spread_over_images(wins: Sequence[Tensor], samples: int = 2000) -> float:
+    """Return the standard deviation of a mean over categories of AUROCs, or of differences, over the test images.
+
+    It is that of bootstrap samples, which draw the normal and the abnormal images apart.
+
+    Args:
+        wins: What the categories' means are taken of, each of shape (P, N).
+        samples: Number of samples. Default: 2,000.
+    """
+    generator = torch.Generator().manual_seed(0)
+    total = torch.zeros(samples)
+    for each in wins:
+        drawn = [torch.randint(number, (samples, number), generator=generator) for number in each.shape]
+        rows, columns = (F.one_hot(chosen, chosen.shape[1]).float().mean(1) for chosen in drawn)
+        total += ((rows @ each) * columns).sum(1)
+    return (total / len(wins)).std().item()
 
 
 def references_for(category: Category, transform: nn.Module, k_shot: int, seed: int) -> list[Tensor]:
@@ -179,10 +213,27 @@ def categories_of(args: argparse.Namespace, class_name: str = "object") -> list[
     return list(demo_categories(args.root))
 
 
-def print_table(rows: Iterable[tuple[str, list[Figures]]]) -> None:
-    """Print rows, a name and the figures of each seed, as a table in Markdown."""
+def print_table(rows: Iterable[Row], *, with_changes: bool = False) -> None:
+    """Print rows as a table in Markdown: means over the seeds and, in brackets, their standard deviation.
+
+    Args:
+        rows: The rows.
+        with_changes: Whether to show the change of the image AUROC from the first row and, in brackets, its standard
+            deviation over the test images. Default: no.
+    """
     console = Console(width=120)
-    console.print("| references | image AUROC | pixel AUROC | AUPRO |", "|---|---|---|---|", sep="\n")
+    titles = ["references", "image AUROC", "pixel AUROC", "AUPRO", *(["change of image AUROC"] if with_changes else [])]
+    console.print(f"| {' | '.join(titles)} |", "|---" * len(titles) + "|", sep="\n")
+    first: list[Tensor] | None = None
     for name, by_seed in rows:
-        cells = [shown(getattr(each, figure) for each in by_seed) for figure in Figures._fields]
+        figures = [mean_figures(categories) for categories in by_seed]
+        cells = [shown(getattr(each, figure) for each in figures) for figure in Figures._fields]
+        wins = [torch.stack([each.wins for each in seeds]).mean(0) for seeds in zip(*by_seed, strict=True)]
+        if with_changes and first is not None:
+            changes = [new - old for new, old in zip(wins, first, strict=True)]
+            change = mean(each.mean().item() for each in changes)
+            cells.append(f"{change:+.3f} ({spread_over_images(changes):.3f})")
+        elif with_changes:
+            first = wins
+            cells.append("")
         console.print(f"| {name} | {' | '.join(cells)} |")

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from anovl_plugin.demo.studies.few_shot import (
     Category,
-    Figures,
+    Measured,
+    Row,
     TestImage,
     categories_of,
     make_parser,
-    mean_figures,
     measure,
     print_table,
     read_test_images,
@@ -68,21 +68,19 @@ def results_of(model: Patchcore, references: list[Tensor], images: list[TestImag
     return torch.cat([each.pred_score for each in results]), torch.cat([each.anomaly_map for each in results])
 
 
-def rows(args: argparse.Namespace, categories: list[Category]) -> Iterator[tuple[str, list[Figures]]]:
-    """Iterate over the rows of the table: a name, and the figures of each seed, means over the categories."""
+def rows(args: argparse.Namespace, categories: list[Category]) -> Iterator[Row]:
+    """Iterate over the rows of the table."""
     model = make_model(args.image_size, pre_trained=not args.random)
     transform = transform_of(model)
     images = {category.name: read_test_images(category, transform, args.count) for category in categories}
 
-    def mean_over_categories(k_shot: int, seed: int) -> Figures:
-        results = {
-            category.name: results_of(model, references_for(category, transform, k_shot, seed), images[category.name])
-            for category in categories
-        }
-        return mean_figures(measure(images[name], *found) for name, found in results.items())
+    def measure_category(category: Category, k_shot: int, seed: int) -> Measured:
+        references = references_for(category, transform, k_shot, seed)
+        return measure(images[category.name], *results_of(model, references, images[category.name]))
 
     for k_shot in args.shots:
-        yield f"Patchcore, {k_shot}", [mean_over_categories(k_shot, seed) for seed in range(args.seeds)]
+        by_seed = [[measure_category(each, k_shot, seed) for each in categories] for seed in range(args.seeds)]
+        yield f"Patchcore, {k_shot}", by_seed
 
 
 def main() -> None:

@@ -3,6 +3,8 @@
 For each surface of the demo data, or, with ``--folder``, for each category of a folder in the layout of MVTec AD:
 AUROC of images and of pixels, and AUPRO, with 0, 1, 2, 4 and 8 reference images. Figures are means over the categories.
 Each seed chooses other references; the table shows the mean over the seeds, and their standard deviation in brackets.
+The last column shows what references change in the image AUROC and, in brackets, how much that would vary with other
+test images: the standard deviation over bootstrap samples of them.
 """
 
 import argparse
@@ -17,11 +19,11 @@ from torch import Tensor
 
 from anovl_plugin.demo.studies.few_shot import (
     Category,
-    Figures,
+    Measured,
+    Row,
     TestImage,
     categories_of,
     make_parser,
-    mean_figures,
     measure,
     print_table,
     read_test_images,
@@ -94,8 +96,8 @@ def make_model(args: argparse.Namespace, references: References | None) -> AnoVL
     )
 
 
-def rows(args: argparse.Namespace, categories: list[Category]) -> Iterator[tuple[str, list[Figures]]]:
-    """Iterate over the rows of the table: a name, and the figures of each seed, means over the categories."""
+def rows(args: argparse.Namespace, categories: list[Category]) -> Iterator[Row]:
+    """Iterate over the rows of the table."""
     zero_shot = make_model(args, None)
     zero_shot.load()
     images = {category.name: read_test_images(category, transform_of(zero_shot), args.count) for category in categories}
@@ -107,7 +109,7 @@ def rows(args: argparse.Namespace, categories: list[Category]) -> Iterator[tuple
             encoded[name, depths] = [encode(zero_shot.model, image, depths) for image in images[name]]
         return encoded[name, depths]
 
-    def mean_over_categories(model: AnoVL, k_shot: int, seed: int) -> Figures:
+    def measure_all(model: AnoVL, k_shot: int, seed: int) -> list[Measured]:
         found = []
         for category in categories:
             model.model.build_text_bank(category.class_name, model.settings["domain"])
@@ -117,15 +119,15 @@ def rows(args: argparse.Namespace, categories: list[Category]) -> Iterator[tuple
             depths = () if banks is None else banks.depths
             results = results_of(model.model, encoded_images(category.name, depths))
             found.append(measure(images[category.name], *results))
-        return mean_figures(found)
+        return found
 
-    yield "text alone", [mean_over_categories(zero_shot, 0, 0)]
+    yield "text alone", [measure_all(zero_shot, 0, 0)]
     for name in args.parts:
         model = make_model(args, PARTS[name])
         model.load()
         for k_shot in args.shots:
             if k_shot >= PARTS[name].least_images:
-                yield f"{name}, {k_shot}", [mean_over_categories(model, k_shot, seed) for seed in range(args.seeds)]
+                yield f"{name}, {k_shot}", [measure_all(model, k_shot, seed) for seed in range(args.seeds)]
 
 
 @torch.inference_mode()
@@ -168,7 +170,7 @@ def main() -> None:
     categories = categories_of(args, args.class_name)
     if args.figure:
         draw(args, categories[0], args.figure)
-    print_table(rows(args, categories))
+    print_table(rows(args, categories), with_changes=True)
 
 
 if __name__ == "__main__":
