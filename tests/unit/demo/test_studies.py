@@ -145,7 +145,12 @@ def test_references_are_measured_as_the_model_predicts(tiles, run, tmp_path):
         # The program resizes masks in another way.
         assert float(table[row][1].split()[0]) == pytest.approx(pixel, abs=0.01)
     # There is only one image to choose, so the seeds agree.
-    assert [cell.split()[1] for cell in table["memory, 1"]] == ["(0.000)"] * 3
+    assert [cell.split()[1] for cell in table["memory, 1"][:3]] == ["(0.000)"] * 3
+    change, over_images = table["memory, 1"][3].split()
+    without, by_memory = (float(table[row][0].split()[0]) for row in ("text alone", "memory, 1"))
+    assert float(change) == pytest.approx(by_memory - without, abs=1.6e-3)
+    assert table["text alone"][3] == ""
+    assert 0 <= float(over_images[1:-1]) < 0.5
 
 
 @pytest.mark.parametrize("flags", [(), ("--random",)], ids=["trained", "random"])
