@@ -4,7 +4,8 @@ For each surface of the demo data: what the engine in bfloat16, and the model ex
 compression, change of the engine's results in float32. The table shows the size of the exported weights, the AUROCs,
 means over the surfaces, how much of them the worst surface loses, and the largest change of a score and of a map.
 OpenVINO computes in float32 or in bfloat16, which is its own choice on processors with units for it. ``int8_ptq`` is
-calibrated with the validation images, which are the test images here.
+calibrated with the validation images, which are the test images here. With ``--references``, models compare images with
+four reference images as well.
 """
 
 import argparse
@@ -111,18 +112,24 @@ def compare(found: Results, expected: Results, labels: Tensor, masks: Tensor) ->
     return Figures(found.megabytes, image, pixel, lost, score.item(), pixels.item())
 
 
-def measure(category: Category, root: Path | None, folder: Path) -> Iterator[tuple[str, Figures]]:
+def measure(
+    category: Category, root: Path | None, folder: Path, references: str | None = None
+) -> Iterator[tuple[str, Figures]]:
     """Iterate over the rows of a surface: a name and its figures.
 
     Args:
         category: The surface.
         root: Folder of the demo data; ``None`` for the default.
         folder: Folder for exported models.
+        references: How images are compared with four reference images. Default: none, zero-shot.
     """
     data: Any = DemoSurfaces(root, category, eval_batch_size=1000)
     data.setup()
     (batch,) = data.test_dataloader()
-    model = AnoVL("anovl-demo", class_name=category, domain="texture", visualizer=False).eval()
+    shots: dict[str, Any] = {}
+    if references is not None:
+        shots = {"references": references, "few_shot_source": Path(data.root, category, "train", "good"), "k_shot": 4}
+    model = AnoVL("anovl-demo", class_name=category, domain="texture", visualizer=False, **shots).eval()
     model.build_text_bank()
     expected = of_engine(model, batch.image, torch.float32)
     labels = batch.gt_label.int()
@@ -153,12 +160,13 @@ def main() -> None:
     """Measure and print a table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", type=Path, help="folder of the demo data; default: in anomalib's cache")
+    parser.add_argument("--references", help="PatchMemory or PatchSubspace; default: none, zero-shot")
     args = parser.parse_args()
     logging.disable(logging.WARNING)
     rows: dict[str, list[Figures]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for category in PHOTOGRAPHS:
-            for name, figures in measure(category, args.root, Path(folder)):
+            for name, figures in measure(category, args.root, Path(folder), args.references):
                 rows.setdefault(name, []).append(figures)
     console = Console(width=160)
     console.print(
