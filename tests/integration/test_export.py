@@ -1,6 +1,7 @@
 """Exported models, run by anomalib's inferencers and by ONNX Runtime, give the engine's predictions."""
 
 import logging
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch.testing import assert_close
 from torchvision.transforms.v2.functional import resize
 
 from anovl_plugin import AnoVL, CombinedScore, ZeroShotPostProcessor
-from anovl_plugin.components.checkpoints import export
+from anovl_plugin.components.checkpoints import export, quantization
 from anovl_plugin.components.checkpoints.quantization import check_compression, pixels_for
 from anovl_plugin.demo import DemoSurfaces
 from anovl_plugin.demo.studies import precision
@@ -208,6 +209,24 @@ def gravel(tmp_path_factory):
     return model, data, figures
 
 
+@pytest.fixture
+def wood(tmp_path):
+    """Return a function that quantizes a model with references, and returns the largest change of a map of wood."""
+    pytest.importorskip("openvino")
+    data = DemoSurfaces(tmp_path, "wood", eval_batch_size=100)
+    data.setup("fit")
+    (batch,) = data.test_dataloader()
+
+    def change_with(references: str) -> float:
+        shots = {"references": references, "few_shot_source": tmp_path / "wood" / "train" / "good", "k_shot": 4}
+        model = AnoVL("anovl-demo", class_name="wood", domain="texture", visualizer=False, **shots).eval()
+        path = model.to_openvino(tmp_path, compression_type=CompressionType.INT8_PTQ, datamodule=data)
+        expected = precision.of_engine(model, batch.image, torch.float32)
+        return float((precision.of_openvino(path, batch.image, "f32").maps - expected.maps).abs().max())
+
+    return change_with
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("compression", "size", "score", "pixel"),
@@ -226,6 +245,24 @@ def test_compressed_graphs_keep_scores_and_maps(compression, size, score, pixel,
     assert found.lost <= 0.005
     assert found.score < score
     assert found.map < pixel
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("references", ["PatchMemory", "PatchSubspace"])
+def test_quantized_graphs_keep_distances_from_references(references, wood, caplog):
+    with caplog.at_level(logging.INFO, "anovl_plugin"):
+        change = wood(references)
+    assert change < 0.03
+    assert re.search(r"^In 8 bits, the maps of 32 images change by up to 0\.0\d\d\.$", caplog.messages[-2])
+
+
+def test_much_change_by_quantization_is_a_warning(wood, caplog, monkeypatch):
+    # In 8 bits, all cosines of wood with its nearest reference are the same.
+    monkeypatch.setattr(quantization, "products_of_unit_tokens", lambda _: [])
+    with caplog.at_level(logging.WARNING, "anovl_plugin"):
+        change = wood("PatchMemory")
+    assert change > 0.3
+    assert re.search(r"In 8 bits, the maps of 32 images change by up to 0\.\d\d, which is much; compare", caplog.text)
 
 
 def test_a_processor_with_units_for_bfloat16_changes_little(tmp_path):

@@ -13,6 +13,8 @@ from anovl_plugin.hosts.anomalib_quantization import QuantizationMixin
 logger = logging.getLogger(__name__)
 
 ENOUGH_IMAGES = 300
+# Images whose maps are compared with those in float, and the change of a pixel, in [0, 1], that deserves a warning.
+ENOUGH_TO_COMPARE, MUCH = 32, 0.1
 # How much of the range of activations is moved to the weights before both are rounded.
 SMOOTHING = 0.5
 # The patches of the image and the map of margins are fine-grained, and take hardly any time.
@@ -26,7 +28,8 @@ class TransformerQuantizationMixin(QuantizationMixin):
     def quantize_graph(graph: Any, loader: Any) -> Any:
         """Return an OpenVINO graph in 8 bits: weights symmetric, activations asymmetric, smoothed.
 
-        Resizing, the embedding of patches and the map stay in float.
+        Resizing, the embedding of patches, the comparison with reference images and the map stay in float. How much
+        the maps of some images change is logged, as a warning if it is much.
 
         Args:
             graph: OpenVINO model with one input, the images.
@@ -41,14 +44,17 @@ class TransformerQuantizationMixin(QuantizationMixin):
         if number < ENOUGH_IMAGES:
             logger.warning("Calibrating with %d images; %d or more are recommended.", number, ENOUGH_IMAGES)
         smoothing = nncf.AdvancedSmoothQuantParameters(matmul=SMOOTHING)
-        return nncf.quantize(
-            graph,
+        in_float = products_before_patches(graph) + products_of_unit_tokens(graph)
+        quantized = nncf.quantize(
+            graph.clone(),
             nncf.Dataset(loader, partial(pixels_for, graph)),
             model_type=nncf.ModelType.TRANSFORMER,
             preset=nncf.QuantizationPreset.MIXED,
-            ignored_scope=nncf.IgnoredScope(types=list(IN_FLOAT), names=products_before_patches(graph)),
+            ignored_scope=nncf.IgnoredScope(types=list(IN_FLOAT), names=in_float),
             advanced_parameters=nncf.AdvancedQuantizationParameters(smooth_quant_alphas=smoothing),
         )
+        log_change(*largest_change(graph, quantized, loader))
+        return quantized
 
 
 def check_compression(kind: CompressionType | None, datamodule: object, class_names: Sequence[str]) -> None:
@@ -97,6 +103,58 @@ def pixels_for(graph: Any, batch: Any) -> np.ndarray:
         )
         raise ValueError(msg)
     return pixels
+
+
+def largest_change(graph: Any, quantized: Any, loader: Any) -> tuple[float, int]:
+    """Return the largest change of a pixel of a map, and how many images were compared.
+
+    Args:
+        graph: OpenVINO model in float32.
+        quantized: The same in 8 bits.
+        loader: Loader of images, of which the first are taken.
+    """
+    import openvino
+
+    core, whole = openvino.Core(), {"INFERENCE_PRECISION_HINT": "f32"}
+    compiled = [core.compile_model(each, "CPU", whole) for each in (graph, quantized)]
+    largest, number = 0.0, 0
+    for batch in loader:
+        pixels = pixels_for(graph, batch)[: ENOUGH_TO_COMPARE - number]
+        before, after = (each({"input": pixels})["anomaly_map"] for each in compiled)
+        largest, number = max(largest, float(np.abs(after - before).max())), number + len(pixels)
+        if number == ENOUGH_TO_COMPARE:
+            break
+    return largest, number
+
+
+def log_change(largest: float, number: int) -> None:
+    """Say how much maps change in 8 bits, with a warning if it is much."""
+    if largest > MUCH:
+        logger.warning(
+            "In 8 bits, the maps of %d images change by up to %.2f, which is much; compare the results, or use int8 "
+            "(weights alone) or fp16.",
+            number,
+            largest,
+        )
+    else:
+        logger.info("In 8 bits, the maps of %d images change by up to %.3f.", number, largest)
+
+
+def products_of_unit_tokens(graph: Any) -> list[str]:
+    """Return the names of a graph's matrix products that follow the division of tokens by their length.
+
+    They compare patches with reference images. Patches of a smooth product differ from those by a thousandth, which 8
+    bits cannot tell.
+    """
+    after: set[str] = set()
+    names = []
+    for node in graph.get_ordered_ops():
+        sources = {each.get_source_output().get_node().get_friendly_name() for each in node.inputs()}
+        if node.get_type_name() == "ReduceL2" or sources & after:
+            after.add(node.get_friendly_name())
+            if node.get_type_name() == "MatMul":
+                names.append(node.get_friendly_name())
+    return names
 
 
 def products_before_patches(graph: Any) -> list[str]:
