@@ -7,6 +7,7 @@ import sys
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Lock
 
 from anomalib.cli.cli import AnomalibCLI
 
@@ -14,6 +15,8 @@ ROOT = Path(__file__).parents[2]
 # tests/integration/test_guide.py runs this page as a whole.
 GUIDE = ROOT / "docs" / "first_prediction.md"
 OFFLINE = {"HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
+# The Python that runs commands answers one after the other.
+_ONE_AT_A_TIME = Lock()
 
 # Imports what all commands import, which takes longer than most of them, and runs each in a fork, which leaves the loop
 # and ends as a Python does that was started for the command alone.
@@ -67,9 +70,10 @@ def run(words: list[str], folder: Path, *, warm: bool = True) -> subprocess.Comp
     with TemporaryDirectory() as name:
         streams = {stream: f"{name}/{stream}" for stream in ("stdout", "stderr")}
         request = {"words": words, "folder": str(folder), "environment": environment, **streams}
-        starter = _starter()
-        print(json.dumps(request), file=starter.stdin, flush=True)
-        status = int(starter.stdout.readline())
+        with _ONE_AT_A_TIME:
+            starter = _starter()
+            print(json.dumps(request), file=starter.stdin, flush=True)
+            status = int(starter.stdout.readline())
         return subprocess.CompletedProcess(words, status, *(Path(path).read_text() for path in streams.values()))
 
 
