@@ -261,10 +261,8 @@ def test_much_change_by_quantization_is_a_warning(caplog):
     log_change(0.1, 32)
     assert not caplog.messages
     log_change(0.444, 32)
-    assert caplog.messages == [
-        "In 8 bits, the maps of 32 images change by up to 0.44, which is much; compare the results, or use int8 (weights "
-        "alone) or fp16."
-    ]
+    (message,) = caplog.messages
+    assert message.startswith("In 8 bits, the maps of 32 images change by up to 0.44, which is much; compare the ")
 
 
 def test_a_processor_with_units_for_bfloat16_changes_little(tmp_path):
