@@ -1,6 +1,7 @@
 """What the studies of reference images share: categories, test images, references, figures and their table."""
 
 import argparse
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -95,13 +96,20 @@ def demo_categories(root: Path | None) -> Iterator[Category]:
 
 
 def folder_categories(folder: Path, class_name: str, names: list[str] | None) -> Iterator[Category]:
-    """Iterate over the categories of a folder in the layout of MVTec AD, or over those with the given names."""
-    for path in sorted(each.parent for each in folder.glob("*/test")):
-        if names and path.name not in names:
-            continue
-        datamodule = MVTecAD(folder, path.name, num_workers=0, eval_batch_size=1)
+    """Iterate over the categories of a folder in the layout of MVTec AD, or over those with the given names.
+
+    Raises:
+        SystemExit: If there is none, or none of a given name.
+    """
+    found = sorted(each.parent.name for each in folder.glob("*/test"))
+    missing = sorted(set(names or []) - set(found))
+    if missing or not found:
+        what = f"no category {', '.join(map(repr, missing))}" if missing else "no category, a folder that holds test/"
+        sys.exit(f"error: {folder} has {what}; give a folder in the layout of MVTec AD")
+    for name in names or found:
+        datamodule = MVTecAD(folder, name, num_workers=0, eval_batch_size=1)
         datamodule.setup()
-        yield Category(path.name, class_name, datamodule)
+        yield Category(name, class_name, datamodule)
 
 
 def transform_of(model: AnomalibModule) -> nn.Module:

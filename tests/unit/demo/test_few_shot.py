@@ -17,6 +17,16 @@ def images_of(labels):
     return [few_shot.TestImage(torch.zeros(1, 3, 8, 8), mask, "") for mask in masks]
 
 
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [(None, "has no category, a folder that holds test/; give"), (["a", "b"], "no category 'b'; give")],
+)
+def test_missing_categories_are_an_error(names, message, tmp_path):
+    (tmp_path / "a" / ("train" if names is None else "test")).mkdir(parents=True)
+    with pytest.raises(SystemExit, match=message):
+        list(few_shot.folder_categories(tmp_path, "object", names))
+
+
 @given(st.lists(st.integers(-3, 60), min_size=6, max_size=12), st.floats(0.01, 100))
 def test_figures_do_not_depend_on_the_scale_of_scores(levels, scale):
     labels = [at % 2 == 0 for at in range(len(levels))]
