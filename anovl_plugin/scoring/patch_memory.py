@@ -130,7 +130,9 @@ def choose_coreset(tokens: Tensor, share: float, seed: int = 0) -> Tensor:
     Returns:
         Tokens, in the order of the given ones, shape (max(1, ⌊share · M⌋), D).
     """
-    share = max(share, 1 / len(tokens))
+    count = max(1, int(share * len(tokens)))
+    # anomalib rounds M times the share down. Half a token more keeps 1 / 49 · 49, a float below 1, from becoming 0.
+    share = (count + 0.5) / len(tokens)
     with torch.random.fork_rng(), unfragmented_memory():
         torch.manual_seed(seed)
         # With a third dimension, anomalib compares the tokens themselves, not random projections of them.

@@ -153,6 +153,13 @@ def test_coreset_is_part_of_the_memory_and_leaves_the_random_state_alone():
     assert len(choose_coreset(tokens, 0.001)) == 1
 
 
+@pytest.mark.parametrize("count", [49, 98, 103])
+def test_the_smallest_coreset_is_one_token(count):
+    # 1 / 49 · 49 is below 1 in floating-point numbers.
+    assert len(choose_coreset(units(count, WIDTH), 1e-3)) == 1
+    assert len(choose_coreset(units(count, WIDTH), 1)) == count
+
+
 def test_coreset_covers_distant_groups():
     groups = torch.eye(4).repeat_interleave(25, 0) + 0.01 * noise(100, 4)
     chosen = choose_coreset(F.normalize(groups, dim=-1), 0.04)
