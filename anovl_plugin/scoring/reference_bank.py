@@ -38,6 +38,10 @@ def parse_references(value: object, *, allow_import: bool = True) -> References 
     return from_config(value, References, allow_import=allow_import)
 
 
+class TooFewReferencesError(ValueError):
+    """There are fewer reference images than it takes to compare images with them."""
+
+
 class BankIdentity(NamedTuple):
     """What a reference bank was built from.
 
@@ -107,7 +111,8 @@ class ReferenceBank(HeldTensors):
             identity: What the bank is built from.
 
         Raises:
-            ValueError: If there are too few images, or the tokens are not finite.
+            TooFewReferencesError: If there are too few images.
+            ValueError: If the tokens are not finite.
         """
         check_count(references, identity.num_images)
         # Lightning calls this in inference mode; inference tensors cannot be loaded into later.
@@ -177,14 +182,15 @@ def check_count(references: References, count: int) -> None:
     """Raise an error if there are too few reference images.
 
     Raises:
-        ValueError: If there are.
+        TooFewReferencesError: If there are.
     """
     if count < references.least_images:
         msg = (
             f"{type(references).__name__} needs at least {references.least_images} reference image"
-            f"{'s' if references.least_images > 1 else ''}, but there are {count}; give more"
+            f"{'s' if references.least_images > 1 else ''}, but there {'is' if count == 1 else 'are'} {count}; give "
+            "more"
         )
-        raise ValueError(msg)
+        raise TooFewReferencesError(msg)
 
 
 def _check_loaded(bank: nn.Module, incompatible_keys: object) -> None:

@@ -215,7 +215,8 @@ def test_a_folder_of_several_classes_has_one_for_each(make, tmp_path):
     assert {name: bank.identity.num_images for name, bank in banks_of(model).items()} == {"bottle": 2, "cable": 3}
     shutil.rmtree(tmp_path / "shots" / "cable")
     model = make(few_shot_source=tmp_path / "shots", class_name={"bottle": "bottle", "cable": "cable"})
-    with pytest.raises(ReferenceImageError, match=r"^few_shot_source is '.*cable', but there is no such folder; give"):
+    message = r"^few_shot_source is '.*/shots', which has no folder 'cable', but images may show that class; give each"
+    with pytest.raises(ReferenceImageError, match=message):
         run_predict(model, tmp_path, data_path=tmp_path / "photos")
 
 

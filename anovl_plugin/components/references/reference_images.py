@@ -4,6 +4,7 @@ The choice depends on the names of the files alone: sorted, then drawn with a fi
 """
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,9 +12,10 @@ import torch
 from anomalib.data import AnomalibDataModule
 from torch import Tensor, nn
 
-from anovl_plugin.components.images.image_file import read_image
+from anovl_plugin.components.images.image_file import read_header, read_image
 from anovl_plugin.components.images.pre_processor import naming
-from anovl_plugin.config import cause_of, shown, to_int
+from anovl_plugin.components.images.unreadable import explain
+from anovl_plugin.config import shown, to_int
 from anovl_plugin.hosts.anomalib import is_image_file
 
 SEED = 0
@@ -92,6 +94,26 @@ def files_in_folder(folder: str | Path, *, may_be_abnormal: bool = False) -> lis
     raise ReferenceImageError(msg)
 
 
+def folder_of_class(folder: str, class_name: str) -> str:
+    """Return the folder of the reference images of one of several classes, which is named for it.
+
+    Raises:
+        ReferenceImageError: If the folder exists and has no such folder in it.
+    """
+    path = Path(folder) / class_name
+    try:
+        lacks_it = Path(folder).is_dir() and not path.is_dir()
+    except OSError:
+        lacks_it = False
+    if lacks_it:
+        msg = (
+            f"few_shot_source is {shown(folder)}, which has no folder {shown(class_name)}, but images may show that "
+            "class; give each class a folder of its name there"
+        )
+        raise ReferenceImageError(msg)
+    return str(path)
+
+
 def training_files(datamodule: AnomalibDataModule | None) -> list[Path]:
     """Return the files of the normal training images of a data module, sorted.
 
@@ -137,6 +159,8 @@ def choose(files: Sequence[Path], k_shot: int, origin: str, seed: int = SEED) ->
 def read_references(files: Sequence[Path], transform: nn.Module | None) -> list[Tensor]:
     """Return reference images as the model gets its images, each of shape (3, H, W).
 
+    A warning names the first that is rotated only by an EXIF tag.
+
     Args:
         files: Image files.
         transform: Transform of the pre-processor; ``None`` for identity.
@@ -149,10 +173,18 @@ def read_references(files: Sequence[Path], transform: nn.Module | None) -> list[
         try:
             pixels = read_image(path)
         except Exception as error:
-            msg = f"the reference image {path} cannot be read ({cause_of(error)}); save it again, or remove it"
+            msg = f"the reference image {explain(str(path), error)}"
             raise ReferenceImageError(msg) from error
         with naming([str(path)]):
             images.append(pixels if transform is None else transform(pixels[None])[0])
+    rotated = next((path for path in files if read_header(path).is_rotated), None)
+    if rotated is not None:
+        warnings.warn(
+            f"the reference image {rotated} is rotated only by an EXIF orientation tag, which anomalib ignores, so it "
+            "is used as it is stored, as others may be; rotate the pixels if images to compare with it are upright",
+            UserWarning,
+            stacklevel=2,
+        )
     return images
 
 

@@ -13,6 +13,7 @@ from anovl_plugin.components.references.reference_images import (
     check_source_path,
     choose,
     files_in_folder,
+    folder_of_class,
     hash_files,
     read_references,
     training_files,
@@ -107,7 +108,8 @@ class ReferencesMixin(ClassesMixin):
         several = len(self.model.text_banks) > 1 or of_path is not None
         if folder is not None:
             # If images may show several classes, each has a folder of its name, whichever classes this run shows.
-            folder = str(Path(folder) / class_name) if several else folder
+            if several:
+                folder = folder_of_class(folder, class_name)
             may_be_abnormal = getattr(self.model.references, "unlabelled", False)
             files = files_in_folder(folder, may_be_abnormal=may_be_abnormal)
             return choose(files, k_shot, shown(folder)), shown(folder)

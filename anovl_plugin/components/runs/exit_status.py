@@ -11,6 +11,7 @@ from anovl_plugin.components.images.unreadable import UnreadableImageError
 from anovl_plugin.components.references.reference_images import ReferenceImageError
 from anovl_plugin.components.results.prediction_table import PredictionTable
 from anovl_plugin.hosts.lightning import is_command
+from anovl_plugin.scoring.reference_bank import TooFewReferencesError
 from anovl_plugin.text.text_tower import PromptTooLongError
 from anovl_plugin.vision.weights import BackboneError
 
@@ -22,6 +23,7 @@ _KINDS = (
     ImageTooLargeError,
     PromptTooLongError,
     ReferenceImageError,
+    TooFewReferencesError,
     UnreadableImageError,
 )
 

@@ -263,7 +263,7 @@ def test_damaged_banks_are_refused():
     ("part", "count", "message"),
     [
         (PatchMemory(), 0, "PatchMemory needs at least 1 reference image, but there are 0; give more"),
-        (PatchMemory(unlabelled=True), 1, "PatchMemory needs at least 2 reference images, but there are 1; give more"),
+        (PatchMemory(unlabelled=True), 1, "PatchMemory needs at least 2 reference images, but there is 1; give more"),
     ],
 )
 def test_too_few_images(part, count, message):

@@ -3,9 +3,12 @@
 import re
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 import torch
+from PIL import Image
 from torch.testing import assert_close
 from torchvision.transforms.v2 import Normalize
 
@@ -108,6 +111,31 @@ def test_a_file_that_cannot_be_read(folder):
     message = rf"^the reference image {re.escape(str(broken))} cannot be read \(\w+: .*\); save it again, or remove it$"
     with pytest.raises(ReferenceImageError, match=message):
         read_references([broken], None)
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [(None, "cannot be read (it is not an image); save"), (np.full((4, 4), 2.0, np.float32), "holds floats ")],
+)
+def test_what_is_wrong_with_a_file_is_said_once(values, problem, tmp_path):
+    wrong = tmp_path / "wrong.tiff"
+    wrong.write_text("no image") if values is None else tifffile.imwrite(wrong, values)
+    with pytest.raises(ReferenceImageError, match=f"^the reference image {re.escape(f'{wrong} {problem}')}") as caught:
+        read_references([wrong], None)
+    assert str(caught.value).count(str(wrong)) == 1
+
+
+def test_one_warning_about_rotated_files(folder, recwarn):
+    files = files_in_folder(folder)
+    read_references(files, None)
+    assert not recwarn
+    exif = Image.Exif()
+    exif[274] = 6
+    for path in files[1:]:
+        Image.open(path).save(path, exif=exif)
+    with pytest.warns(UserWarning, match=r"^the reference image .*001\.png is rotated only by an EXIF ") as caught:
+        read_references(files, None)
+    assert len(caught) == 1
 
 
 def test_hash_tells_files_apart(folder):

@@ -11,6 +11,7 @@ from anovl_plugin.components.images.unreadable import UnreadableImageError, Unre
 from anovl_plugin.components.references.reference_images import ReferenceImageError, files_in_folder
 from anovl_plugin.components.results.prediction_table import PredictionTable
 from anovl_plugin.components.runs.exit_status import ExitStatus
+from anovl_plugin.scoring.reference_bank import TooFewReferencesError
 from anovl_plugin.text.text_tower import PromptTooLongError
 from anovl_plugin.vision.weights import BackboneError
 
@@ -21,6 +22,7 @@ OURS = [
     ImageTooLargeError("..."),
     PromptTooLongError("a photo of a nut", 8),
     ReferenceImageError("..."),
+    TooFewReferencesError("..."),
     UnreadableImageError("..."),
 ]
 
