@@ -73,7 +73,8 @@ def files_in_folder(folder: str | Path, *, may_be_abnormal: bool = False) -> lis
     """
     path = Path(folder)
     try:
-        files = [path] if path.is_file() else sorted(each for each in path.rglob("*") if is_image_file(each))
+        found = [path] if path.is_file() else [each for each in path.rglob("*") if is_image_file(each)]
+        files = sorted(each for each in found if not each.is_dir())
         exists = path.is_dir()
     except OSError:
         files, exists = [], False
@@ -173,8 +174,7 @@ def read_references(files: Sequence[Path], transform: nn.Module | None) -> list[
         try:
             pixels = read_image(path)
         except Exception as error:
-            msg = f"the reference image {explain(str(path), error)}"
-            raise ReferenceImageError(msg) from error
+            raise _unreadable(path, error) from error
         with naming([str(path)]):
             images.append(pixels if transform is None else transform(pixels[None])[0])
     rotated = next((path for path in files if read_header(path).is_rotated), None)
@@ -189,9 +189,20 @@ def read_references(files: Sequence[Path], transform: nn.Module | None) -> list[
 
 
 def hash_files(files: Sequence[Path]) -> str:
-    """Return the SHA-256 of names, sizes and times of change of files, as 64 hexadecimal digits."""
+    """Return the SHA-256 of names, sizes and times of change of files, as 64 hexadecimal digits.
+
+    Raises:
+        ReferenceImageError: If a file is not there.
+    """
     digest = hashlib.sha256()
     for path in files:
-        state = path.stat()
+        try:
+            state = path.stat()
+        except OSError as error:
+            raise _unreadable(path, error) from error
         digest.update(f"{path.resolve()}\0{state.st_size}\0{state.st_mtime_ns}\0".encode(errors="surrogateescape"))
     return digest.hexdigest()
+
+
+def _unreadable(path: Path, error: Exception) -> ReferenceImageError:
+    return ReferenceImageError(f"the reference image {explain(str(path), error)}")

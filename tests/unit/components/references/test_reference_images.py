@@ -45,6 +45,14 @@ def test_files_of_a_folder_are_sorted(folder):
     assert files_in_folder(str(folder / "001.png")) == [folder / "001.png"]
 
 
+def test_a_folder_named_like_an_image_is_none(folder):
+    (folder / "more.png").mkdir()
+    (folder / "gone.png").symlink_to(folder / "nowhere.png")
+    names = [path.name for path in files_in_folder(folder)]
+    assert "more.png" not in names
+    assert "gone.png" in names, "what is missing is said, not left out"
+
+
 def test_a_folder_without_images(tmp_path):
     with raises(f"few_shot_source is '{tmp_path}', which holds no image; give a folder of reference images"):
         files_in_folder(tmp_path)
@@ -144,6 +152,9 @@ def test_hash_tells_files_apart(folder):
     assert before == hash_files(files) != hash_files(files[1:])
     image_datasets.write_images(folder, 1, seed=9)
     assert hash_files(files) != before
+    files[0].unlink()
+    with raises(f"the reference image {files[0]} cannot be read (it is no longer there); save it again, or remove it"):
+        hash_files(files)
 
 
 @pytest.mark.parametrize(
