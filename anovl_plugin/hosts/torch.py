@@ -7,13 +7,15 @@ from torch import Tensor, nn
 
 
 class Float32Buffers(nn.Module):
-    """A module whose buffers follow a move to another device but stay in float32.
+    """A module whose own buffers follow a move to another device but stay in float32.
 
     ``nn.Module`` has no public hook for this: ``half()``, ``to(dtype)`` and Lightning's precision plugins all go
     through ``_apply``.
     """
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Float32Buffers":  # noqa: ARG002 - torch's signature
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Float32Buffers":
+        for module in self.children() if recurse else ():
+            module._apply(fn)
         for name, buffer in self._buffers.items():
             if buffer is not None:
                 self._buffers[name] = buffer.to(fn(buffer).device, torch.float32)

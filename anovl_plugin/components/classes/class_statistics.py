@@ -14,17 +14,19 @@ from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
 from anovl_plugin.components.thresholds.threshold import MidwayThreshold
+from anovl_plugin.hosts.torch import Float32Buffers
 
 # What a score is called, and what its labels are called.
 FIELDS = {"image": ("pred_score", "gt_label"), "pixel": ("anomaly_map", "gt_mask")}
 _NAMES = [f"{kind}_{name}" for kind in FIELDS for name in ("threshold", "min", "max")]
 
 
-class ClassStatistics(DynamicBufferMixin):
+class ClassStatistics(DynamicBufferMixin, Float32Buffers):
     """Threshold, lowest and highest validation score of each class, for images and for pixels.
 
     Each is a buffer of shape (K,), NaN where validation data do not tell: a threshold needs normal and abnormal images
-    of the class. With fewer than two classes, the buffers are empty.
+    of the class. With fewer than two classes, the buffers are empty. They stay
+    in float32 whatever precision the model is moved to, as scores do.
     """
 
     image_threshold: Tensor

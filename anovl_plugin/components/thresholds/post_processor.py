@@ -20,11 +20,12 @@ from anovl_plugin.hosts.anomalib import (
     threshold_metrics,
     validated_thresholds,
 )
+from anovl_plugin.hosts.torch import Float32Buffers
 
 DEFAULT_THRESHOLD = 0.5
 
 
-class ZeroShotPostProcessor(PostProcessor):
+class ZeroShotPostProcessor(Float32Buffers, PostProcessor):
     """anomalib's post-processor, starting from thresholds of 0.5, with a normalization that keeps the order of scores.
 
     Until a validation run has set them, thresholds are 0.5, where "normal" and "abnormal" are equally likely, and
@@ -41,7 +42,7 @@ class ZeroShotPostProcessor(PostProcessor):
 
     An image or a pixel is abnormal if its normalized score is above 1 − sensitivity. With a sensitivity of 0.5 that is
     exactly where the score before normalization is above the threshold. Labels do not depend on whether the scores
-    that are returned are normalized.
+    that are returned are normalized. Thresholds and ranges stay in float32 whatever precision the model is moved to.
 
     Arguments that are not at their defaults take precedence over a checkpoint; the others come from it.
 

@@ -120,6 +120,18 @@ def test_no_normal_validation_image_is_abnormal_in_any_batch():
     assert found.pred_label.tolist() == found.pred_mask.flatten().tolist() == [False] * 3 + [True]
 
 
+def test_thresholds_and_ranges_stay_in_float32():
+    # In bfloat16, 0.7009 is 0.6992, and the highest normal score would be above it.
+    post = validated(batch_of([0.3, 0.6999], labels=[0, 0], masks=[0, 0]))
+    post.resize(2)
+    scores = torch.tensor([0.3, 0.6999, 0.702])
+    expected = judged(post, scores)
+    found = judged(post.bfloat16(), scores)
+    assert found.pred_label.tolist() == found.pred_mask.flatten().tolist() == [False, False, True]
+    assert_close(found.pred_score, expected.pred_score, **EXACT)
+    assert {buffer.dtype for buffer in post.buffers()} == {torch.float32}
+
+
 @pytest.mark.parametrize("normalizing", [True, False])
 @pytest.mark.parametrize("labeling", [True, False])
 def test_each_half_can_be_disabled(normalizing, labeling):
