@@ -428,7 +428,7 @@ class AnoVLModel(BankedCLIP):
         score = combine_margins(self.image_score, class_margins, anomaly_map)
         if self.references is not None:
             score = torch.lerp(score, map_score(anomaly_map, self.references.top_fraction), self.references.weight)
-        # Checked before joining, because anomalib's tiler turns NaN into 0. Graphs cannot hold checks.
+        # Checked before joining, because there are fewer margins than pixels. Graphs cannot hold checks.
         if not torch.compiler.is_compiling():
             finite = margins.flatten(1).isfinite().all(1) & score.isfinite()
             if not finite.all():

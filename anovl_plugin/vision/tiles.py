@@ -1,7 +1,7 @@
 """Tiles of a large image, each as large as the model's input (VisA's procedure, and finer grids).
 
 The short side of an image is resized to hold a given number of tiles; the long side is covered by as many as it needs.
-anomalib's Tiler cuts the tiles, and averages where they overlap.
+anomalib's Tiler cuts the tiles.
 
 Shapes: B images of H × W pixels, T tiles per image, of t × t pixels.
 """
@@ -10,8 +10,8 @@ import math
 from collections.abc import Callable
 from numbers import Integral
 
-import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from anovl_plugin.config import shown
 from anovl_plugin.hosts.anomalib import ImageUpscaleMode, Tiler, count_tiles
@@ -100,16 +100,40 @@ def split_into_tiles(images: Tensor, tile: int) -> tuple[Tensor, Callable[[Tenso
 
 
 def join_tiles(tiler: Tiler, maps: Tensor) -> Tensor:
-    """Return maps of tiles (B·T, 1, t, t), joined to maps of images (B, 1, H, W) in their own precision."""
-    # anomalib adds them up in torch's default one, which a trainer may have set to that of the towers.
-    default = torch.get_default_dtype()
-    if default == maps.dtype:
-        return tiler.untile(maps)
-    torch.set_default_dtype(maps.dtype)
-    try:
-        return tiler.untile(maps)
-    finally:
-        torch.set_default_dtype(default)
+    """Return maps of tiles (B·T, 1, t, t), joined to maps of images (B, 1, H, W), averaged where tiles overlap.
+
+    anomalib's ``untile`` sets NaN to 0, by indices that depend on values, for whose sake OpenVINO keeps all weights of
+    a graph in float32.
+    """
+    tiles = maps.unflatten(0, (-1, tiler.num_patches_h, tiler.num_patches_w)).squeeze(3)
+    rows = average_overlap(tiles.permute(0, 1, 3, 2, 4), tiler.stride_w)
+    image = average_overlap(rows.permute(0, 3, 1, 2), tiler.stride_h).mT.unsqueeze(1)
+    # Where pixel rows were repeated.
+    return F.interpolate(image, size=(tiler.input_h, tiler.input_w))
+
+
+def average_overlap(parts: Tensor, stride: int) -> Tensor:
+    """Return overlapping parts of lines, joined to whole lines, averaged where parts overlap.
+
+    Args:
+        parts: K parts of p values each, shape (..., K, p).
+        stride: From the start of one part to that of the next.
+
+    Returns:
+        Shape (..., (K − 1) · stride + p).
+
+    Example:
+        >>> import torch
+        >>> average_overlap(torch.tensor([[1.0, 2.0, 3.0], [5.0, 6.0, 7.0]]), stride=2)
+        tensor([1., 2., 4., 6., 7.])
+    """
+    number, length = parts.shape[-2:]
+    total = parts.new_zeros(*parts.shape[:-2], (number - 1) * stride + length)
+    count = parts.new_zeros(total.shape[-1])
+    for start, part in zip(range(0, number * stride, stride), parts.unbind(-2), strict=True):
+        total[..., start : start + length] += part
+        count[start : start + length] += 1
+    return total / count
 
 
 def make_tiler(size: tuple[int, int], tile: int) -> Tiler:
@@ -121,8 +145,8 @@ def make_tiler(size: tuple[int, int], tile: int) -> Tiler:
 
     Returns:
         anomalib's tiler: ``tile`` cuts (B, C, H, W) into (B·T, C, t, t), the tiles of an image together and row by
-        row; ``untile`` averages them. Where an even spacing does not end at the border, it repeats pixel rows, at
-        most one fewer than there are spaces, and removes them again.
+        row. Where an even spacing does not end at the border, it repeats pixel rows, at most one fewer than there are
+        spaces.
 
     Raises:
         ValueError: If the image is smaller than a tile.

@@ -154,6 +154,15 @@ def test_tiles_and_views_and_fixed_thresholds_are_exported(make, evaluate, tmp_p
     assert_says_the_same(say(tested.photographs[0]), tested.predictions[0])
 
 
+@pytest.mark.slow
+def test_graphs_with_tiles_are_compressed(make, tmp_path):
+    pytest.importorskip("openvino")
+    model = make(class_name="bolt", tiles_per_side=1)
+    path = model.to_openvino(tmp_path, input_size=(40, 60), compression_type=CompressionType.FP16)
+    whole = sum(parameter.nbytes for parameter in model.parameters())
+    assert path.with_suffix(".bin").stat().st_size < 0.6 * whole
+
+
 def test_torch_export_is_exact_and_small(tested, exported):
     path = exported("torch")
     exported = torch.load(path, weights_only=False)["model"]

@@ -16,7 +16,7 @@ from anovl_plugin.scoring.image_score import GlobalScore
 from anovl_plugin.scoring.scores import abnormality_margin, margin_map, to_probability
 from anovl_plugin.vision import image_tower
 from anovl_plugin.vision.chunks import in_chunks
-from anovl_plugin.vision.tiles import OVERLAP, make_tiler, short_side, split_into_tiles
+from anovl_plugin.vision.tiles import OVERLAP, join_tiles, make_tiler, short_side, split_into_tiles
 from anovl_plugin.vision.value_attention import value_wise_forward
 from tests.helpers import image_datasets, reference_model
 from tests.helpers.engine_runs import run_predict, run_test
@@ -83,7 +83,9 @@ def test_tiles_cover_everything_and_overlap(height, width):
         # Fewer pixel rows are repeated than there are tiles.
         assert 0 <= TILE + (count - 1) * stride - side < max(count - 1, 1)
     # Every pixel was in a tile and is back in place, to within one pixel if pixel rows were repeated.
-    assert_close(tiler.untile(tiles), image, rtol=0, atol=1)
+    joined = torch.cat([join_tiles(tiler, positions) for positions in tiles.split(1, dim=1)], dim=1)
+    assert_close(joined, image, rtol=0, atol=1)
+    assert_close(joined, tiler.untile(tiles), rtol=0, atol=1e-3)
 
 
 @given(st.integers(1, 9), st.sampled_from([32, 96, 224, 240]))
@@ -182,6 +184,13 @@ def test_maps_are_joined_in_their_own_precision(default):
     finally:
         torch.set_default_dtype(torch.float32)
     assert_close(found, expected, **EXACT)
+
+
+def test_a_map_of_nan_is_not_joined_to_zero():
+    tiles, join = split_into_tiles(pictures(2, 32, 50), 32)
+    maps = tiles[:, :, :1].clone()
+    maps[1, 0, 0, 3, 4] = torch.nan
+    assert join(maps).isnan().nonzero().tolist() == [[1, 0, 3, 4]]
 
 
 def test_errors(make, weights_of):
