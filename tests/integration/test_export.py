@@ -163,6 +163,19 @@ def test_graphs_with_tiles_are_compressed(make, tmp_path):
     assert path.with_suffix(".bin").stat().st_size < 0.6 * whole
 
 
+def test_graphs_of_a_model_in_bfloat16_are_in_float32(make, tmp_path):
+    model = make(class_name="bolt").eval()
+    model.build_text_bank()
+    model.bfloat16()
+    images = torch.rand(2, 3, 40, 50)
+    before = model(images)
+    session = onnxruntime.InferenceSession(model.to_onnx(tmp_path), providers=["CPUExecutionProvider"])
+    (found,) = session.run(["anomaly_map"], {"input": images.numpy()})
+    assert next(model.parameters()).dtype == torch.bfloat16
+    assert_close(model(images).anomaly_map, before.anomaly_map, **EXACT)
+    assert_close(torch.from_numpy(found), model.float()(images).anomaly_map, **EXPORTED)
+
+
 def test_torch_export_is_exact_and_small(tested, exported):
     path = exported("torch")
     exported = torch.load(path, weights_only=False)["model"]

@@ -43,7 +43,7 @@ class TextBankExportMixin(TransformerQuantizationMixin, ModelMixin):
         input_size: tuple[int, int] | None = None,
         **kwargs: Any,
     ) -> Path:
-        """Export as anomalib does, with the text bank inside.
+        """Export as anomalib does, with the text bank inside, in float32 whatever precision the model is in.
 
         Args:
             export_root: Folder to write to.
@@ -60,7 +60,7 @@ class TextBankExportMixin(TransformerQuantizationMixin, ModelMixin):
         # torch's exporter cannot downgrade to anomalib's default opset.
         kwargs.setdefault("opset_version", 18)
         kwargs.setdefault("verbose", False)
-        with quiet_exporter():
+        with quiet_exporter(), in_float32(self):
             if not names:
                 return super().to_onnx(export_root, model_file_name, input_size, **kwargs)
             folder = Path(export_root) / "weights" / ExportType.ONNX.value
@@ -181,6 +181,20 @@ def check_openvino() -> None:
     if find_spec("openvino") is None:
         msg = "exporting to OpenVINO needs openvino, which is not installed: pip install 'anomalib[openvino]'"
         raise ModuleNotFoundError(msg, name="openvino")
+
+
+@contextmanager
+def in_float32(model: nn.Module) -> Iterator[None]:
+    """Hold a model in float32 meanwhile; ONNX Runtime does not take graphs in bfloat16."""
+    before = next(model.parameters()).dtype
+    if before == torch.float32:
+        yield
+        return
+    model.float()
+    try:
+        yield
+    finally:
+        model.to(before)
 
 
 @contextmanager
