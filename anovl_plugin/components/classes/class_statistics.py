@@ -25,8 +25,8 @@ class ClassStatistics(DynamicBufferMixin, Float32Buffers):
     """Threshold, lowest and highest validation score of each class, for images and for pixels.
 
     Each is a buffer of shape (K,), NaN where validation data do not tell: a threshold needs normal and abnormal images
-    of the class. With fewer than two classes, the buffers are empty. They stay
-    in float32 whatever precision the model is moved to, as scores do.
+    of the class. With fewer than two classes, the buffers are empty. They stay in float32 whatever precision the model
+    is moved to, as scores do.
     """
 
     image_threshold: Tensor
