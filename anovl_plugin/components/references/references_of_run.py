@@ -97,7 +97,8 @@ class ReferencesMixin(ClassesMixin):
         transform: nn.Module | None = getattr(self.pre_processor, "transform", None)
         self.model.build_reference_bank(read_references(files, transform), class_name, source)
         size = banks.find(class_name).num_bytes / 1e6
-        logger.info("Reference bank of class %r: %d images from %s, %.1f MB.", class_name, len(files), origin, size)
+        count = f"{len(files)} image{'' if len(files) == 1 else 's'}"
+        logger.info("Reference bank of class %r: %s from %s, %.2g MB.", class_name, count, origin, size)
         # Thresholds are only valid for the references that they were set with.
         if present is not None and isinstance(self.post_processor, ZeroShotPostProcessor):
             self.post_processor.reset()
