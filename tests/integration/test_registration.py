@@ -35,6 +35,8 @@ ORDERS_WITH_HOOK = ORDERS | {
     "site read twice": f"{SITE}; import anomalib.models",
     "site read again later": f"import anomalib.models; {SITE}",
 }
+# The same code runs in an editable installation; what differs is how Python finds it.
+EDITABLE = ["plugin", "models", "name", "data", "demo data by name", "reloaded without the plugin", "site read twice"]
 MODELS = {
     "name": "AnoVL",
     "lower": "anovl",
@@ -85,20 +87,32 @@ def installed(request):
 
 
 @pytest.fixture(scope="module")
-def outcomes(installed, surfaces):
+def outcomes(environment_with_plugin, surfaces):
     """Return what comes of all that needs an environment with the plugin, each run in a fork."""
     scenarios = {name: state_after(code) for name, code in ORDERS_WITH_HOOK.items()}
     scenarios |= {"get-model": GET_MODELS, "other finder": OTHER_FINDER, "untouched": UNTOUCHED}
     for name in (*COMMANDS, *HELPS):
-        scenarios[name] = installed.command(*command_line(installed, name, surfaces))
-    scenarios["all arguments"] = installed.command("test", "--help", "-vv")
-    return installed.fork(scenarios)
+        scenarios[name] = environment_with_plugin.command(*command_line(environment_with_plugin, name, surfaces))
+    scenarios["all arguments"] = environment_with_plugin.command("test", "--help", "-vv")
+    return environment_with_plugin.fork(scenarios)
+
+
+@pytest.fixture(scope="module")
+def editable_outcomes(environment_with_editable_plugin):
+    """Return what comes of some orders of imports in an editable installation, each run in a fork."""
+    return environment_with_editable_plugin.fork({name: state_after(ORDERS_WITH_HOOK[name]) for name in EDITABLE})
 
 
 @pytest.mark.parametrize("order", ORDERS_WITH_HOOK)
 def test_model_is_registered_once_whatever_is_imported_first(outcomes, order):
     assert outcomes[order].result == REGISTERED
     assert "anovl_plugin" not in outcomes[order].stderr
+
+
+@pytest.mark.parametrize("order", EDITABLE)
+def test_editable_installation_registers_the_model(editable_outcomes, order):
+    assert editable_outcomes[order].result == REGISTERED
+    assert "anovl_plugin" not in editable_outcomes[order].stderr
 
 
 @pytest.mark.parametrize("when", ["imported", "reloaded"])
