@@ -243,6 +243,8 @@ def gravel(tmp_path_factory):
         (None, 1, 1e-4, 1e-4),
         (CompressionType.FP16, 0.51, 0.01, 0.01),
         (CompressionType.INT8, 0.3, 0.05, 0.05),
+        # With the patches and the map in 8 bits as well, scores change by 0.07 and maps by 0.31.
+        (CompressionType.INT8_PTQ, 0.35, 0.05, 0.05),
     ],
 )
 def test_compressed_graphs_keep_scores_and_maps(compression, size, score, pixel, gravel):
@@ -265,16 +267,13 @@ def test_quantized_graphs_keep_scores_and_distances_from_references(tmp_path, ca
     with caplog.at_level(logging.INFO, "anovl_plugin"):
         path = model.to_openvino(tmp_path, compression_type=CompressionType.INT8_PTQ, datamodule=data)
     masks = (resize(batch.gt_mask.float(), list(model.model.image_size)) > 0.5).int()
-    expected, found = (
-        precision.of_engine(model, batch.image, torch.float32),
-        precision.of_openvino(path, batch.image, "f32"),
-    )
+    expected = precision.of_engine(model, batch.image, torch.float32)
+    found = precision.of_openvino(path, batch.image, "f32")
     figures = precision.compare(found, expected, batch.gt_label.int(), masks)
-    # With the distances in 8 bits as well, a map changes by 0.44; with the patches and the map, one of gravel by 0.31.
+    # With the distances in 8 bits as well, a map changes by 0.44.
     assert figures.map < 0.03
     assert figures.score < 0.03
     assert figures.lost <= 0.005
-    assert 1e6 * figures.megabytes < 0.45 * sum(parameter.nbytes for parameter in model.parameters())
     assert re.search(r"^In 8 bits, the maps of 32 images change by up to 0\.0\d\d\.$", caplog.messages[-2])
 
 
