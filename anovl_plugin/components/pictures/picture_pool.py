@@ -7,6 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from anovl_plugin.components.results.whole_file import whole_file
+
 
 class PicturePool:
     """Runs functions in threads, no more than twice as many at a time as there are threads.
@@ -24,10 +26,10 @@ class PicturePool:
         """Let a thread call a function; wait while too many are pending.
 
         Raises:
-            Exception: What an earlier function raised.
+            Exception: What an earlier function raised; the threads have then ended.
         """
         while self._pending and (self._pending[0].done() or len(self._pending) >= self._limit):
-            self._pending.popleft().result()
+            self._wait_for_the_first()
         self._pending.append(self._executor.submit(function, *arguments))
 
     def finish(self) -> None:
@@ -36,16 +38,21 @@ class PicturePool:
         Raises:
             Exception: What the first function that failed raised.
         """
-        try:
-            while self._pending:
-                self._pending.popleft().result()
-        finally:
-            self.cancel()
+        while self._pending:
+            self._wait_for_the_first()
+        self.cancel()
 
     def cancel(self) -> None:
         """End the threads once the functions that have begun are done; drop the others."""
         self._executor.shutdown(wait=True, cancel_futures=True)
         self._pending.clear()
+
+    def _wait_for_the_first(self) -> None:
+        try:
+            self._pending.popleft().result()
+        except BaseException:
+            self.cancel()
+            raise
 
 
 def write_picture(picture: Image.Image, path: Path) -> None:
@@ -56,9 +63,5 @@ def write_picture(picture: Image.Image, path: Path) -> None:
         path: File to write; folders that are missing are made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.part")
-    try:
+    with whole_file(path) as unfinished:
         picture.save(unfinished, format="PNG", compress_level=1)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from anovl_plugin.components.results.file_regions import FileRegion
+from anovl_plugin.components.results.whole_file import whole_file
 
 CATEGORY = "anomaly"
 
@@ -63,8 +64,7 @@ def assemble(lines: Path, target: Path, info: dict[str, Any]) -> None:
     """
     categories = sorted({CATEGORY, *(note["category"] for line in _read(lines) for note in line["annotations"])})
     numbers = {name: number for number, name in enumerate(categories, 1)}
-    unfinished = target.with_name(f"{target.name}.part")
-    with unfinished.open("w", encoding="utf-8") as file:
+    with whole_file(target) as unfinished, unfinished.open("w", encoding="utf-8") as file:
         listed = [{"id": number, "name": name} for name, number in numbers.items()]
         file.write(f'{{"info": {json.dumps(info)},\n"categories": {json.dumps(listed)},\n"images": [')
         for number, line in enumerate(_read(lines), 1):
@@ -78,7 +78,6 @@ def assemble(lines: Path, target: Path, info: dict[str, Any]) -> None:
                 rest = {name: value for name, value in note.items() if name != "category"}
                 file.write(f"{',' if count > 1 else ''}\n{json.dumps(numbered | rest)}")
         file.write("]}\n")
-    unfinished.replace(target)
 
 
 def _read(lines: Path) -> Iterator[dict[str, Any]]:

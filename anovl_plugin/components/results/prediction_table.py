@@ -23,6 +23,7 @@ from anovl_plugin.components.results.predictions import (
     to_csv,
 )
 from anovl_plugin.components.results.summary import Summary, describe, summarize
+from anovl_plugin.components.results.whole_file import whole_file
 from anovl_plugin.components.runs.each_stage import EachStage
 from anovl_plugin.components.thresholds.shown_thresholds import class_names_of, thresholds_of, validated_thresholds
 from anovl_plugin.hosts.lightning import is_command, is_preliminary
@@ -191,6 +192,5 @@ def _drop_repeated(table: Path) -> None:
 
 
 def _rewrite(table: Path, rows: list[dict[str, object]]) -> None:
-    unfinished = table.with_name(f"{table.name}.part")
-    unfinished.write_text(to_csv(rows, header=True), encoding="utf-8", newline="")
-    unfinished.replace(table)
+    with whole_file(table) as unfinished:
+        unfinished.write_text(to_csv(rows, header=True), encoding="utf-8", newline="")

@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from anovl_plugin.components.images.file_names import FileNames, with_suffix
+from anovl_plugin.components.results.whole_file import whole_file
 from anovl_plugin.components.runs.each_stage import EachStage
 
 MapFormat = Literal["png", "npy"]
@@ -46,11 +47,9 @@ def write_map(path: Path, anomaly_map: np.ndarray) -> None:
         anomaly_map: Scores in [0, 1], shape (H, W).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.part")
-    with unfinished.open("wb") as file:
+    with whole_file(path) as unfinished, unfinished.open("wb") as file:
         if path.suffix == ".npy":
             np.save(file, anomaly_map.astype(np.float32))
         else:
             levels = np.rint(anomaly_map.clip(0, 1) * 65535).astype(np.uint16)
             file.write(cv2.imencode(".png", levels)[1].tobytes())
-    unfinished.replace(path)

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from lightning.pytorch import LightningModule, Trainer
 
+from anovl_plugin.components.results.whole_file import whole_file
 from anovl_plugin.components.runs.each_stage import EachStage
 from anovl_plugin.components.thresholds.shown_thresholds import shown_thresholds, validated_thresholds
 from anovl_plugin.hosts.lightning import is_preliminary
@@ -44,9 +45,8 @@ class RunRecord(EachStage):
         record = describe_run(trainer, pl_module) | {"started": self._started, "finished": finished}
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        unfinished = folder / f"{RECORD}.part"
-        unfinished.write_text(yaml.safe_dump(record, sort_keys=False, allow_unicode=True), encoding="utf-8")
-        unfinished.replace(folder / RECORD)
+        with whole_file(folder / RECORD) as unfinished:
+            unfinished.write_text(yaml.safe_dump(record, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def describe_run(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:

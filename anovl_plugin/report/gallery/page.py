@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from anovl_plugin.components.results.coco import CATEGORY
 from anovl_plugin.components.results.predictions import ABNORMAL, NORMAL, UNREADABLE
+from anovl_plugin.components.results.whole_file import whole_file
 from anovl_plugin.components.runs.run_record import RECORD
 from anovl_plugin.report.gallery.histogram import HEIGHT, WIDTH, draw_histogram
 from anovl_plugin.report.gallery.items import (
@@ -79,9 +80,8 @@ def write_gallery(folder: str | Path, target: str | Path | None = None, megabyte
     context = describe_page(folder, target, items) | {"thumbnails": thumbnails, "pictures": {}}
     context["pictures"] = dict(_encode_pictures(items, round(megabytes * 1e6) - len(_to_bytes(context))))
     data = _to_bytes(context)
-    unfinished = target.with_name(f"{target.name}.part")
-    unfinished.write_bytes(data)
-    unfinished.replace(target)
+    with whole_file(target) as unfinished:
+        unfinished.write_bytes(data)
     return Written(target, len(data), len(items), thumbnails.count(""), len(context["pictures"]))
 
 

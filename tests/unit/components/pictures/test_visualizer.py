@@ -1,5 +1,6 @@
 """The visualizer, and the threads that draw for it."""
 
+import itertools
 import threading
 import time
 from pathlib import Path
@@ -92,14 +93,17 @@ def test_characters_that_the_font_lacks_are_named_once(batch, tmp_path, caplog):
 
 
 def test_disk_that_is_full(batch, tmp_path, monkeypatch):
+    delays = itertools.count()
+
     def fail(*arguments, **_):
         Path(arguments[1]).write_bytes(b"half")
+        time.sleep(0.1 * next(delays))  # The first error comes while others are still written.
         msg = "No space left on device"
         raise OSError(msg)
 
     monkeypatch.setattr(Image.Image, "save", fail)
     with pytest.raises(OSError, match="No space left"):
-        draw(ResultVisualizer(field_size=(64, 64)), batch, tmp_path / "run")
+        draw(ResultVisualizer(field_size=(64, 64)), batch, tmp_path / "run", times=2)
     assert not [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
 
 
@@ -149,7 +153,30 @@ def test_an_error_is_raised_by_a_later_picture():
     pool.submit(int, "x")
     with pytest.raises(ValueError, match="invalid literal"):
         submit_many()
-    pool.cancel()
+
+
+def test_pictures_that_have_begun_are_whole_before_an_error_is_raised():
+    begun, gate, ended = threading.Event(), threading.Event(), []
+
+    def go_on() -> None:
+        begun.set()
+        gate.wait()
+        time.sleep(0.1)
+        ended.append(1)
+
+    def fail() -> None:
+        begun.wait()
+        gate.set()
+        msg = "full"
+        raise OSError(msg)
+
+    pool = PicturePool(2)
+    pool.submit(fail)
+    pool.submit(go_on)
+    gate.wait()
+    with pytest.raises(OSError, match="full"):
+        pool.finish()
+    assert ended
 
 
 def test_picture_replaces_an_older_one(tmp_path):
