@@ -33,10 +33,11 @@ from anovl_plugin.components.runs.validated_results import ValidatedResults
 from anovl_plugin.components.thresholds.post_processor import ZeroShotPostProcessor
 from anovl_plugin.config import check_choice, check_flag, is_loading_checkpoint
 from anovl_plugin.hosts.lightning import attached_trainer, is_preliminary, put_first
+from anovl_plugin.referenced_clip import check_images
 from anovl_plugin.scoring.adaptation import Adaptation
 from anovl_plugin.scoring.image_score import ImageScore, ImageScoreName
 from anovl_plugin.scoring.references import References
-from anovl_plugin.torch_model import AnoVLModel, NonFiniteImageError, ScoredImages, check_images
+from anovl_plugin.torch_model import AnoVLModel, NonFiniteImageError, ScoredImages
 from anovl_plugin.vision.backbone import DEFAULT_BACKBONE, DEFAULT_PRETRAINED
 
 # How far raw pixels may lie outside [0, 1], because resizing can overshoot.

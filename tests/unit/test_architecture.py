@@ -21,6 +21,7 @@ FLOORS = {
     "lightning_model.py": 5,
     "components/": 4,
     "banked_clip.py": 3,
+    "referenced_clip.py": 3,
     "torch_model.py": 3,
     "scoring/": 2,
     "vision/": 1,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from anovl_plugin import AnoVL, AnoVLModel, torch_model
+from anovl_plugin import AnoVL, AnoVLModel, referenced_clip
 from anovl_plugin.scoring.adaptation import Adaptation
 from anovl_plugin.scoring.image_score import GlobalScore
 from anovl_plugin.scoring.scores import abnormality_margin, margin_map, to_probability
@@ -113,7 +113,7 @@ def test_few_tiles_go_through_the_tower_at_once(count, make, monkeypatch):
     sizes, model, images = [], make(tiles_per_side=1), pictures(2, 32, 120)
     expected = model(images)
     forward = image_tower.value_wise_forward
-    monkeypatch.setattr(torch_model, "in_chunks", partial(in_chunks, size=count))
+    monkeypatch.setattr(referenced_clip, "in_chunks", partial(in_chunks, size=count))
     monkeypatch.setattr(
         image_tower,
         "value_wise_forward",
