@@ -114,6 +114,9 @@ def launch(page: Any, port: int, **look: Any) -> str:
             pwa=False,
             footer_links=[],
             enable_monitoring=False,
+            # Else Gradio asks for the page, and fails if that takes three seconds, as on a busy machine. An earlier
+            # request, which may take any time, has shown that the server can be reached.
+            _frontend=False,
             app_kwargs={
                 "middleware": [(LocalOnly, (), {})],
                 "docs_url": None,

@@ -1,10 +1,12 @@
 """The page of the playground as Gradio has it; tests/integration/test_playground.py uses it in a browser."""
 
+from urllib.request import urlopen
+
 import pytest
 
 from anovl_plugin.playground.answers import Playground
 from anovl_plugin.playground.images import find_images
-from anovl_plugin.playground.server import be_quiet
+from anovl_plugin.playground.server import HOST, be_quiet, find_port, launch
 from anovl_plugin.playground.session import Session
 from anovl_plugin.playground.words import NORMAL_STATES, Words
 
@@ -99,3 +101,16 @@ def test_fonts_are_those_of_the_system(built):
     assert "system-ui" in css
     assert css.count("url(") == css.count('url("data:')
     assert "@font-face" not in css
+
+
+def test_page_is_served_however_slow_the_machine_is(built, monkeypatch):
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, HOST)
+    monkeypatch.setattr("gradio.networking.url_ok", lambda _: False)
+    with built[0].gr.Blocks(title="slow", analytics_enabled=False) as page:
+        pass
+    try:
+        with urlopen(launch(page, find_port(0))) as answer:  # noqa: S310
+            assert b"slow" in answer.read()
+    finally:
+        page.close(verbose=False)
