@@ -1,6 +1,7 @@
 """Tiny CLIPs with random weights, loaded through the same path as real ones, models on them, and small datasets."""
 
 import os
+import random
 
 import hypothesis
 import pytest
@@ -8,8 +9,10 @@ import pytest
 from tests.helpers.architectures import ARCHITECTURES
 from tests.helpers.chromium import CHROMIUM, DRIVER
 
-# How long an example takes depends on what else the machine is doing.
-hypothesis.settings.register_profile("tests", hypothesis.settings.default, deadline=None)
+# The same code passes or fails whenever it is tested, so examples are the same in every run, and may take any time. For
+# others, run pytest with --hypothesis-profile other.
+hypothesis.settings.register_profile("tests", hypothesis.settings.default, deadline=None, derandomize=True)
+hypothesis.settings.register_profile("other", hypothesis.settings.default, deadline=None, derandomize=False)
 hypothesis.settings.load_profile("tests")
 
 
@@ -25,6 +28,25 @@ def pytest_configure(config):
     # once end in a deadlock, so it is imported here.
     if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
         import lightning.pytorch  # noqa: F401
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    _seed()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call():
+    _seed()
+
+
+def _seed():
+    """Make the random numbers of a test those that it has alone, whatever tests its process ran before."""
+    import numpy as np
+    import torch
+
+    for seed in (torch.manual_seed, np.random.seed, random.seed):
+        seed(0)
 
 
 def pytest_collection_modifyitems(config, items):
