@@ -6,12 +6,14 @@ A part is an instance of a dataclass whose fields are its settings. It has a bas
 
 import dataclasses
 import inspect
+import os.path
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import reduce
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
@@ -178,6 +180,14 @@ def number(part: object, name: str, least: float, most: float) -> float:
     if not least <= value <= most:
         raise ValueError(msg)
     return int(value) if isinstance(value, int | np.integer) else float(value)
+
+
+def expanded(path: str | Path) -> str:
+    """Return a path with the home folder in place of a leading ``~`` or ``~USER``, as in a shell; YAML has none."""
+    try:
+        return os.path.expanduser(path)  # noqa: PTH111 - pathlib's raises an error where there is no such user
+    except ValueError:  # a null character
+        return str(path)
 
 
 def shown(value: object) -> str:

@@ -15,7 +15,7 @@ from anomalib.data.utils import validate_path
 from numpy.random import default_rng
 from skimage import data, io
 
-from anovl_plugin.config import shown, to_int
+from anovl_plugin.config import expanded, shown, to_int
 from anovl_plugin.demo.defects import DEFECT_KINDS, paint_defect
 from anovl_plugin.hosts.anomalib import get_datasets_dir
 
@@ -87,7 +87,7 @@ class DemoSurfaces(MVTecAD):
     ) -> None:
         check_category(category)
         check_root(root)
-        root = get_datasets_dir() / f"DemoSurfaces-{VERSION}" if root is None else root
+        root = get_datasets_dir() / f"DemoSurfaces-{VERSION}" if root is None else expanded(root)
         check_readable(root, category)
         super().__init__(
             root=root,

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
-from anovl_plugin.config import shown, to_builtin
+from anovl_plugin.config import expanded, shown, to_builtin
 from anovl_plugin.text.source import Key, Source, is_file, open_yaml
 
 PAPER = "paper"
@@ -54,10 +54,11 @@ def read_parts(prompts: str | Path | Mapping[str, Any]) -> Parts:
     if isinstance(prompts, str | Path):
         if prompts == PAPER:
             return _paper()
-        if not is_file(Path(prompts)):
+        path = Path(expanded(prompts))
+        if not is_file(path):
             msg = f"prompts is {shown(str(prompts))}, but there is no such file; pass a YAML file, 'paper' or a mapping"
             raise ValueError(msg)
-        return _read_file(Path(prompts), ())
+        return _read_file(path, ())
     data = to_builtin(prompts)
     if not isinstance(data, Mapping):
         msg = f"prompts is {shown(prompts)}, but must be a YAML file, 'paper' or a mapping with the keys of such a file"
@@ -96,7 +97,7 @@ def _base(source: Source, name: Any, extending: tuple[Path, ...]) -> Parts:
     name = _check_text(source, key, name, plain=True)
     if name == PAPER:
         return dict(_paper())
-    path = source.folder / name
+    path = source.folder / expanded(name)
     if not is_file(path):
         source.fail(key, f"is {shown(name)}, but there is no such file; name a YAML file or 'paper'")
     if path.resolve() in extending:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import open_clip
 
-from anovl_plugin.config import shown
+from anovl_plugin.config import expanded, shown
 from anovl_plugin.hosts.open_clip import download_from_hub
 from anovl_plugin.vision.architecture import (
     DEMO_BACKBONE,
@@ -23,7 +23,7 @@ from anovl_plugin.vision.weights import BackboneError, brief, first_line
 DEFAULT_PRETRAINED = "laion400m_e32"
 
 _HUB = "hf-hub:"
-_FOLDER = "local-dir:"
+FOLDER = "local-dir:"
 _CONFIG = "open_clip_config.json"
 # In the order in which open_clip prefers them.
 _WEIGHTS = (
@@ -84,7 +84,7 @@ def check_source(backbone: str, pretrained: str | Path | None) -> tuple[str, str
     if pretrained is not None and not isinstance(pretrained, (str, Path)):
         msg = f"pretrained is {shown(pretrained)}, but must be an open_clip tag or the path of a weights file"
         raise TypeError(msg)
-    pretrained = None if pretrained is None else str(pretrained)
+    pretrained = None if pretrained is None else expanded(pretrained)
     if not brings_weights(backbone):
         return backbone, _check_architecture(backbone, pretrained)
     if pretrained not in {None, DEFAULT_PRETRAINED}:
@@ -95,7 +95,7 @@ def check_source(backbone: str, pretrained: str | Path | None) -> tuple[str, str
     if backbone.startswith(_HUB) and not re.fullmatch(r"[\w.-]+/[\w.-]+", backbone.removeprefix(_HUB)):
         msg = f"backbone is {brief(backbone)}, but a repository on the hub is written as hf-hub:OWNER/NAME"
         raise BackboneError(msg)
-    if backbone.startswith(_FOLDER):
+    if backbone.startswith(FOLDER):
         read_model_config(backbone)
         _weights_in(backbone)
     return backbone, DEFAULT_PRETRAINED
@@ -103,7 +103,7 @@ def check_source(backbone: str, pretrained: str | Path | None) -> tuple[str, str
 
 def brings_weights(backbone: str) -> bool:
     """Return whether a backbone has weights of its own, so that ``pretrained`` says nothing."""
-    return backbone == DEMO_BACKBONE or backbone.startswith((_HUB, _FOLDER))
+    return backbone == DEMO_BACKBONE or backbone.startswith((_HUB, FOLDER))
 
 
 def read_spec(backbone: str, pretrained: str | Path | None) -> BackboneSpec:
@@ -124,7 +124,7 @@ def read_spec(backbone: str, pretrained: str | Path | None) -> BackboneSpec:
 
 def read_model_config(backbone: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the configurations of a checked backbone's model and of its preprocessing."""
-    if not backbone.startswith((_HUB, _FOLDER)):
+    if not backbone.startswith((_HUB, FOLDER)):
         return open_clip.get_model_config(backbone), {}
     if backbone.startswith(_HUB):
         try:
@@ -169,7 +169,7 @@ def find_weights(backbone: str, pretrained: str) -> Path:
     """
     if backbone == DEMO_BACKBONE:
         return DEMO_FOLDER / f"{DEMO_BACKBONE}.safetensors"
-    if backbone.startswith(_FOLDER):
+    if backbone.startswith(FOLDER):
         return _weights_in(backbone)
     is_tag = pretrained in open_clip.list_pretrained_tags_by_model(backbone)
     try:
@@ -252,7 +252,7 @@ def _download_config(backbone: str, tag: str) -> dict[str, Any]:
 
 
 def _folder(backbone: str) -> Path:
-    name = backbone.removeprefix(_FOLDER)
+    name = expanded(backbone.removeprefix(FOLDER))
     folder = Path(name)
     try:
         is_folder = name != "" and folder.is_dir()

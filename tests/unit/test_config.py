@@ -11,7 +11,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from anovl_plugin.config import from_config, shown, to_builtin, to_config
+from anovl_plugin.config import expanded, from_config, shown, to_builtin, to_config
 from anovl_plugin.scoring.adaptation import Adaptation, LinearAdapter, ResidualAdapter, TextAdapter
 from tests.helpers.adaptations import Center
 from tests.helpers.config_errors import CHOICES, error_of
@@ -376,3 +376,10 @@ def test_omegaconf_becomes_builtin_at_any_depth(value, expected):
 )
 def test_everything_else_is_unchanged(value):
     assert to_builtin(value) is value
+
+
+def test_the_home_folder_in_a_path(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert expanded("~/good parts") == expanded(Path("~/good parts")) == "/home/me/good parts"
+    for path in ("parts/~", "./~/parts", "~nobody-of-that-name/parts", "~\0"):
+        assert expanded(path) == path

@@ -19,6 +19,7 @@ from anovl_plugin.components.pictures.picture_pool import PicturePool, write_pic
 from anovl_plugin.components.pictures.picture_settings import check_configs, check_panels, check_threads
 from anovl_plugin.components.results.predictions import ABNORMAL, NORMAL
 from anovl_plugin.components.thresholds.shown_thresholds import ShownThresholds, class_names_of, thresholds_of
+from anovl_plugin.config import expanded
 
 _UNKNOWN = ShownThresholds(None, None)
 
@@ -75,7 +76,7 @@ class ResultVisualizer(ImageVisualizer):
             fields_config,
             overlay_fields_config,
             text_config,
-            output_dir,
+            None if output_dir is None else expanded(output_dir),
         )
         own = overlay_fields_config or {}
         text = text_config or {}

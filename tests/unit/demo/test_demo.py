@@ -95,6 +95,11 @@ def test_unknown_kind_is_an_error():
         paint_defect(np.zeros((32, 32, 3), np.float32), "dent", default_rng(0))
 
 
+def test_root_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert DemoSurfaces("~/surfaces").root == tmp_path / "surfaces"
+
+
 def test_defaults_are_bricks_in_the_cache_of_anomalib():
     surfaces = DemoSurfaces()
     assert surfaces.name == "DemoSurfaces"

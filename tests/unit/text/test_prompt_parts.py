@@ -171,6 +171,13 @@ def test_a_chain_is_relative_to_each_file(write):
     assert Prompts.load({"extends": "a/two.yaml"}).defects == {"*": ("dent", "burr")}
 
 
+def test_files_in_the_home_folder(write, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "site.yaml").write_text("extends: paper\ndefects: [dent]")
+    for prompts in ("~/site.yaml", Path("~/site.yaml"), write("sub/own.yaml", "extends: ~/site.yaml")):
+        assert Prompts.load(prompts).defects == {"*": ("dent",)}
+
+
 def test_the_papers_prompts_are_not_changed_by_what_extends_them():
     Prompts.load({"extends": "paper", "add": {"nouns": {"01": "nut"}, "domains": {"object": ["scan"]}}})
     assert Prompts.load({"extends": "paper"}) == Prompts.load()

@@ -323,3 +323,11 @@ def test_folders_with_a_damaged_configuration(tmp_path, square, content):
     message = error_of(backbone, DEFAULT)
     assert message.startswith(f"the open_clip_config.json of backbone {backbone!r} is not one that open_clip wrote")
     assert message.endswith("; export it again")
+
+
+def test_files_in_the_home_folder(tmp_path, monkeypatch, weights_of):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_export(tmp_path / "clip", "tiny-square", weights_of("tiny-square"))
+    assert source.find_weights(*check_source("local-dir:~/clip", None)).parent == tmp_path / "clip"
+    file = "~/clip/open_clip_model.safetensors"
+    assert source.find_weights(*check_source("tiny-square", file)).parent == tmp_path / "clip"

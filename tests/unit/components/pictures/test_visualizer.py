@@ -74,6 +74,11 @@ def test_folder_of_ones_own(batch, tmp_path):
     assert len(list((tmp_path / "own" / "in").iterdir())) == 6
 
 
+def test_folder_in_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert str(ResultVisualizer(output_dir="~/pictures").output_dir) == "/home/me/pictures"
+
+
 def test_next_run_draws_into_its_own_folder(batch, tmp_path):
     visualizer = ResultVisualizer(field_size=(64, 64))
     for run in ("v0", "v1"):
