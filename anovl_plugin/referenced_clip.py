@@ -17,7 +17,7 @@ from anovl_plugin.config import is_loading_checkpoint, to_builtin, to_config
 from anovl_plugin.scoring.adaptation import Adaptation, adapt_tokens, parse_adaptation
 from anovl_plugin.scoring.reference_bank import BankIdentity, ReferenceBank, check_count, parse_references
 from anovl_plugin.scoring.reference_banks import ReferenceBanks
-from anovl_plugin.scoring.references import References, same_number_of_patches
+from anovl_plugin.scoring.references import References, same_number_of_patches, without_copies
 from anovl_plugin.scoring.scores import abnormality_margin
 from anovl_plugin.text.prompts import Prompts
 from anovl_plugin.text.text_bank import TextBank
@@ -106,6 +106,8 @@ class ReferencedCLIP(BankedCLIP):
     ) -> bool:
         """Build the reference bank of a class, unless the model has the very same one.
 
+        Copies of an image count once, and a warning says so: the scale of distances is that between different images.
+
         Args:
             images: Reference images, resized and normalized as for :meth:`forward`, each of shape (3, H, W).
             class_name: What they show. Default: the class of the only text bank, or of the first one.
@@ -125,15 +127,16 @@ class ReferencedCLIP(BankedCLIP):
         self._check_ready()
         at = 0 if class_name is None else int(self.text_banks.index([class_name]))
         text_bank = list(self.text_banks)[at]
-        check_count(self.references, len(images))
         for image in images:
             check_images(image[None])
+        distinct = without_copies(images)
+        check_count(self.references, len(distinct))
         identity = self.reference_identity(text_bank, len(images), source)
         present = self.reference_banks.find(identity.class_name)
         if source is not None and present is not None and present.is_for(identity, self.references):
             return False
         with torch.inference_mode(False), torch.no_grad():
-            encoded = [self._encode_reference(image[None], text_bank, identity.depths) for image in images]
+            encoded = [self._encode_reference(image[None], text_bank, identity.depths) for image in distinct]
         tokens = [same_number_of_patches(each) for each in zip(*(each.tokens for each in encoded), strict=True)]
         bank = ReferenceBank().to(self.image_tower.device)
         bank.build(self.references, tokens, torch.cat([each.margins for each in encoded]), identity)

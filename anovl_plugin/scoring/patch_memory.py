@@ -11,7 +11,7 @@ import torch
 from anomalib.models.components.sampling import KCenterGreedy
 from torch import Tensor
 
-from anovl_plugin.config import check_flag, number, shown
+from anovl_plugin.config import check_flag, is_loading_checkpoint, number, shown
 from anovl_plugin.scoring.memory import unfragmented_memory
 from anovl_plugin.scoring.references import Fitted, References
 from anovl_plugin.vision.architecture import DEMO_BACKBONE
@@ -19,6 +19,7 @@ from anovl_plugin.vision.architecture import DEMO_BACKBONE
 # Patches compared at once, so that memory does not grow with tiles or references: 8,192 × 4,096 floats are 134 MB. On a
 # CPU, few enough that its cache still holds the cosines when the highest are looked for.
 _QUERIES, _QUERIES_ON_CPU, _REFERENCES = 8192, 128, 4096
+_LOWEST_SHARE = 0.3
 
 
 @dataclass
@@ -39,11 +40,12 @@ class PatchMemory(References):
             greedy method: saves memory and time, and costs time once. Default: none, all are kept.
         unlabelled: Whether reference images may have defects. The distance is then the mean of the lowest share of the
             distances to the single images. Takes at least two images. Default: no.
-        lowest_share: That share, above 0 and up to 1. Default: 0.3.
+        lowest_share: That share, above 0 and up to 1; only with ``unlabelled``. Default: 0.3.
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If an argument is out of range, or there are both ``coreset`` and ``unlabelled``.
+        ValueError: If an argument is out of range, there are both ``coreset`` and ``unlabelled``, or another
+            ``lowest_share`` without ``unlabelled``.
 
     Example:
         >>> memory = PatchMemory()
@@ -55,12 +57,13 @@ class PatchMemory(References):
     measured_depths: ClassVar[Mapping[str, tuple[int, ...]]] = {DEMO_BACKBONE: (1,)}
     coreset: float | None = None
     unlabelled: bool = False
-    lowest_share: float = 0.3
+    lowest_share: float = _LOWEST_SHARE
 
     def __post_init__(self) -> None:
         """Check the settings and convert NumPy numbers."""
         super().__post_init__()
         check_flag("unlabelled", self.unlabelled)
+        given = shown(self.lowest_share)
         for name in ("lowest_share", *(() if self.coreset is None else ("coreset",))):
             share = number(self, name, least=0, most=1)
             if share == 0:
@@ -69,6 +72,13 @@ class PatchMemory(References):
             setattr(self, name, float(share))
         if self.coreset is not None and self.unlabelled:
             msg = "PatchMemory has both coreset and unlabelled, which needs all patches of each image; omit one of them"
+            raise ValueError(msg)
+        # Older checkpoints may hold one that had no effect. The default may come from a file with all settings.
+        if not self.unlabelled and self.lowest_share != _LOWEST_SHARE and not is_loading_checkpoint():
+            msg = (
+                f"lowest_share of {type(self).__name__} is {given}, but has no effect without unlabelled; "
+                "omit it, or set unlabelled to true"
+            )
             raise ValueError(msg)
 
     @property

@@ -13,6 +13,8 @@ source, and a patch that is as unusual for its distance as for its text, too.
 Shapes: R reference images, P patches of each (of all its tiles and views), B images, N patches, D width of a token.
 """
 
+import hashlib
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -253,6 +255,30 @@ def _check_depths(part: References) -> list[int] | None:
     if len(set(numbers)) != len(numbers):
         raise ValueError(msg)
     return numbers
+
+
+def without_copies(images: Sequence[Tensor]) -> list[Tensor]:
+    """Return the images that differ from all before them; a warning says how many do not.
+
+    Args:
+        images: R tensors, each of shape (3, H, W).
+
+    Example:
+        >>> len(without_copies([torch.zeros(3, 1, 1), torch.ones(3, 1, 1)]))
+        2
+    """
+    distinct: dict[str, Tensor] = {}
+    for image in images:
+        pixels = hashlib.sha256(f"{tuple(image.shape)}".encode())
+        pixels.update(image.detach().float().cpu().numpy().tobytes())
+        distinct.setdefault(pixels.hexdigest(), image)
+    copies = len(images) - len(distinct)
+    if copies:
+        msg = (
+            f"{copies} of {len(images)} reference images are copies of others, which say nothing new; they are left out"
+        )
+        warnings.warn(msg, UserWarning, stacklevel=3)
+    return list(distinct.values())
 
 
 def same_number_of_patches(images: Sequence[Tensor]) -> Tensor:

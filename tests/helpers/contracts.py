@@ -375,6 +375,10 @@ DEPTHS = Kind(
 )
 SHARE = number(0, 1, "must be a number from 0 to 1", "must be above 0")
 SHARE = SHARE._replace(in_range=lambda value: 0 < value <= 1, samples=(*SHARE.samples, 0.3))
+# By itself; others have no effect without unlabelled.
+LOWEST_SHARE = SHARE._replace(
+    in_range=lambda value: value == 0.3, advice=(*SHARE.advice, "omit it, or set unlabelled to true")
+)
 COMPARED = {
     "weight": number(0, 1, "must be a number from 0 to 1"),
     "depths": DEPTHS,
@@ -417,7 +421,7 @@ CONTRACTS: dict[Callable, dict[str, Kind]] = {
     TextAdapter: ADAPTER,
     LinearAdapter: ADAPTER,
     PatchMemory: COMPARED
-    | {"coreset": SHARE.or_none(), "unlabelled": flag("must be true or false"), "lowest_share": SHARE},
+    | {"coreset": SHARE.or_none(), "unlabelled": flag("must be true or false"), "lowest_share": LOWEST_SHARE},
     PatchSubspace: COMPARED
     | {"variance": number(0, 0.999, "must be a number from 0 to 0.999"), "unlabelled": flag("must be true or false")},
     GlobalScore: {"views": VIEWS},

@@ -193,6 +193,21 @@ def test_equal_source_keeps_the_bank(make_model):
     assert model.build_reference_bank(images, source="another folder")
 
 
+@all_parts
+@pytest.mark.filterwarnings("ignore:.* are copies of others")
+def test_copies_of_reference_images_change_nothing(part, make_model):
+    plain = make_model(part)
+    one, two, three = images_for(plain, 3, seed=1)
+    copied = make_model(part, [one, one, two, three, two])
+    images = images_for(plain, 2)
+    assert_close(copied(images).anomaly_map, plain(images).anomaly_map, **EXACT)
+    assert_close(copied(images).pred_score, plain(images).pred_score, **EXACT)
+    only = make_model(part, [one])
+    assert_close(make_model(part, [one, one])(images).anomaly_map, only(images).anomaly_map, **EXACT)
+    with pytest.raises(ValueError, match=r"^PatchMemory needs at least 2 reference images, .* 1; give more$"):
+        make_model(PatchMemory(unlabelled=True), [one, one])
+
+
 def test_state_dict_holds_the_references(make_model, weights_of):
     model = make_model(PatchMemory())
     other = AnoVLModel(NAME, pretrained=weights_of(NAME), references=PatchMemory())

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from anovl_plugin.config import loading_checkpoint
 from anovl_plugin.scoring import patch_memory
 from anovl_plugin.scoring.patch_memory import PatchMemory, choose_coreset, highest_cosine
 from anovl_plugin.scoring.patch_subspace import PatchSubspace, principal_directions
 from anovl_plugin.scoring.reference_bank import BankIdentity, ReferenceBank, parse_references
-from anovl_plugin.scoring.references import References, find_scale, held_out
+from anovl_plugin.scoring.references import References, find_scale, held_out, without_copies
 from anovl_plugin.vision.value_attention import VisionTokens
 from tests.helpers import reference_references as slow
 from tests.helpers.random_tensors import noise
@@ -316,6 +317,10 @@ def test_references_of_ones_own():
             "depths of PatchMemory is [], and value_wise is false, so there is nothing",
         ),
         (lambda: PatchMemory(coreset=0.1, unlabelled=True), "PatchMemory has both coreset and unlabelled, which needs"),
+        (
+            lambda: PatchMemory(lowest_share=0.5),
+            "lowest_share of PatchMemory is 0.5, but has no effect without unlabelled; omit it, or set unlabelled to",
+        ),
         (lambda: PatchMemory(coreset=0), "coreset of PatchMemory is 0, but must be above 0"),
         (lambda: PatchMemory(depths=[1, 1]), "depths of PatchMemory is [1, 1], but must be a list of different block"),
         (lambda: PatchMemory(depths=[0]), "depths of PatchMemory is [0], but must be a list of different block"),
@@ -325,3 +330,18 @@ def test_references_of_ones_own():
 def test_settings_out_of_range(make, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         make()
+
+
+def test_a_setting_without_effect_in_a_checkpoint():
+    config = {"class_path": "PatchMemory", "init_args": {"lowest_share": 0.5, "unlabelled": False}}
+    with loading_checkpoint():
+        assert parse_references(config).lowest_share == 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_copies_are_left_out(dtype):
+    one, other = noise(3, 4, 6, seed=1).to(dtype), noise(3, 4, 6, seed=2).to(dtype)
+    with pytest.warns(UserWarning, match="^2 of 4 reference images are copies of others, which say nothing new"):
+        distinct = without_copies([one, other, one.clone(), other.clone()])
+    assert [each is image for each, image in zip(distinct, (one, other), strict=True)] == [True, True]
+    assert len(without_copies([one, one.transpose(1, 2), one.reshape(3, 6, 4)])) == 3
