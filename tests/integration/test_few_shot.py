@@ -160,6 +160,47 @@ def test_agreeing_with_a_checkpoint(few, bare, tmp_path):
     run_predict(AnoVL(visualizer=False, **same), tmp_path, data_path=bare, ckpt_path=few[1])
 
 
+def test_one_folder_written_in_several_ways(make, shots, bottles, bare, tmp_path, monkeypatch):
+    elsewhere = tmp_path / "elsewhere"
+    image_datasets.write_images(elsewhere / shots.name, 4, seed=99)
+    monkeypatch.chdir(shots.parent)
+    model = make(few_shot_source=shots.name)
+    run_test(model, tmp_path / "test", bottles())
+    (path,) = (tmp_path / "test").rglob("*.ckpt")
+    expected = run_predict(model, tmp_path, data_path=bare)
+    (tmp_path / "link").symlink_to(shots)
+    for folder in (shots, shots.name, f"./{shots.name}/", tmp_path / "link"):
+        found = AnoVL(visualizer=False, few_shot_source=folder)
+        assert_same(run_predict(found, tmp_path, data_path=bare, ckpt_path=path), expected)
+    monkeypatch.chdir(elsewhere)
+    # The folder of the checkpoint, and not the one of its name here.
+    part = PatchMemory(weight=0.2, views=["image", "flip"])
+    with pytest.warns(UserWarning, match="^references of the checkpoint changed on purpose"):
+        changed = AnoVL.load_from_checkpoint(path, visualizer=False, references=part)
+    run_predict(changed, tmp_path, data_path=bare)
+    assert changed.settings["few_shot_source"] == str(shots)
+    assert banks_of(changed)["bottle"].identity.images == banks_of(model)["bottle"].identity.images
+    with pytest.raises(CheckpointError, match=r"^few_shot_source is '.*elsewhere.*, but the checkpoint was"):
+        run_predict(AnoVL(visualizer=False, few_shot_source=shots.name), tmp_path, data_path=bare, ckpt_path=path)
+
+
+@pytest.mark.filterwarnings("ignore:.* of the checkpoint changed on purpose")
+def test_older_checkpoints_with_a_relative_folder(make, shots, bottles, bare, tmp_path, monkeypatch):
+    model = make(few_shot_source=shots)
+    run_test(model, tmp_path / "test", bottles())
+    expected = run_predict(model, tmp_path, data_path=bare)
+    (path,) = (tmp_path / "test").rglob("*.ckpt")
+    saved = torch.load(path, weights_only=True)
+    saved["state_dict"]["_extra_state"]["settings"]["few_shot_source"] = shots.name
+    torch.save(saved, path)
+    monkeypatch.chdir(shots.parent)
+    for folder in (shots, shots.name):
+        found = AnoVL(visualizer=False, few_shot_source=folder)
+        assert_same(run_predict(found, tmp_path, data_path=bare, ckpt_path=path), expected)
+    score = AnoVL.load_from_checkpoint(path, visualizer=False, image_score=MapScore())
+    assert banks_of(score)
+
+
 @pytest.mark.filterwarnings("ignore:.* of the checkpoint changed on purpose")
 def test_changing_a_checkpoint_on_purpose(few, tested, shots, bare, tmp_path):
     _, path = few
@@ -218,6 +259,15 @@ def test_a_folder_of_several_classes_has_one_for_each(make, tmp_path):
     message = r"^few_shot_source is '.*/shots', which has no folder 'cable', but images may show that class; give each"
     with pytest.raises(ReferenceImageError, match=message):
         run_predict(model, tmp_path, data_path=tmp_path / "photos")
+
+
+def test_a_class_alone_takes_the_folder_of_its_name(make, bare, tmp_path):
+    for at, name in enumerate(("bottle", "cable")):
+        image_datasets.write_images(tmp_path / "shots" / name, 2 + at, seed=at)
+    for name, count in {"bottle": 2, "cable": 3, "screw": 5}.items():
+        model = make(few_shot_source=tmp_path / "shots", class_name=name)
+        run_predict(model, tmp_path, data_path=bare)
+        assert banks_of(model)[name].identity.num_images == count
 
 
 def session_of(path: Path) -> Callable[[torch.Tensor], dict]:

@@ -5,14 +5,16 @@ must agree with it.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from anovl_plugin.components.classes.image_classes import FROM_FOLDER
-from anovl_plugin.config import shown, to_config
+from anovl_plugin.config import expanded, shown, to_config
 from anovl_plugin.scoring.image_score import GlobalScore
 from anovl_plugin.scoring.patch_memory import PatchMemory
 from anovl_plugin.torch_model import AnoVLModel
 from anovl_plugin.vision.backbone import DEFAULT_BACKBONE, DEFAULT_PRETRAINED
+from anovl_plugin.vision.source import FOLDER
 
 # Prefix of the image tower's weights in a state dict of the Lightning module.
 TOWER = "model.image_tower.visual."
@@ -57,6 +59,8 @@ DEFAULTS: dict[str, Any] = {
 }
 # Settings that change no score: the user's hold, whatever the checkpoint says.
 _HOUSEKEEPING = {"save_backbone", "cache"}
+# Settings that may name a file or a folder.
+_PATHS = {"backbone", "pretrained", "few_shot_source"}
 
 
 class CheckpointError(ValueError):
@@ -183,7 +187,7 @@ def reconcile(
     is_set = {name: given[name] != defaults[name] for name in given}
     for name in given:
         value = given[name] if name != "image_size" else _as_pair(given[name])
-        if not is_set[name] or value == in_effect[name] or given[name] == saved.settings[name]:
+        if not is_set[name] or value == in_effect[name] or _is_same(name, given[name], saved.settings[name]):
             continue
         # Weights may have been moved; their fingerprint tells whether they are the same.
         if name in _HOUSEKEEPING or (name in {"backbone", "pretrained"} and not saved.has_tower):
@@ -215,7 +219,7 @@ def reconcile(
 
 def changed_settings(settings: Mapping[str, Any], saved: SavedModel) -> list[str]:
     """Return the names of the settings that change scores and differ from the checkpoint's."""
-    changed = [name for name in SCORING if settings[name] != saved.settings[name]]
+    changed = [name for name in SCORING if not _is_same(name, settings[name], saved.settings[name])]
     if len(saved.banks) > 1 and is_among(settings["class_name"], saved.class_names):
         return [name for name in changed if name != "class_name"]
     return changed
@@ -226,6 +230,15 @@ def is_among(class_name: str | Mapping[str, str] | None, class_names: Sequence[s
     if isinstance(class_name, Mapping):
         return set(class_name.values()) <= set(class_names)
     return class_name in (None, FROM_FOLDER, *class_names)
+
+
+def _is_same(name: str, value: Any, saved: Any) -> bool:
+    """Return whether a setting is the checkpoint's; a file or folder may be written in several ways."""
+    return bool(value == saved) or (name in _PATHS and None not in (value, saved) and _place(value) == _place(saved))
+
+
+def _place(value: str) -> tuple[bool, Path]:
+    return value.startswith(FOLDER), Path(expanded(value.removeprefix(FOLDER))).resolve()
 
 
 def _as_pair(image_size: Any) -> tuple[int, int] | None:

@@ -4,8 +4,9 @@ The choice depends on the names of the files alone: sorted, then drawn with a fi
 """
 
 import hashlib
+import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from anovl_plugin.components.images.image_file import read_header, read_image
 from anovl_plugin.components.images.pre_processor import naming
 from anovl_plugin.components.images.unreadable import explain
-from anovl_plugin.config import shown, to_int
+from anovl_plugin.config import expanded, shown, to_int
 from anovl_plugin.hosts.anomalib import is_image_file
 
 SEED = 0
@@ -44,7 +45,9 @@ def check_k_shot(k_shot: object) -> int:
 
 
 def check_source_path(few_shot_source: object) -> str | None:
-    """Return the folder of reference images as a string, or raise an error if it is not a path; it need not exist.
+    """Return the absolute path of the folder of reference images, or raise an error if it is none; it need not exist.
+
+    A relative one would be another folder wherever else a checkpoint is used.
 
     Raises:
         TypeError: If it is neither a string nor a path.
@@ -57,27 +60,32 @@ def check_source_path(few_shot_source: object) -> str | None:
         raise TypeError(msg)
     if str(few_shot_source) == "" or "\0" in str(few_shot_source):
         raise ValueError(msg)
-    return str(few_shot_source)
+    return os.path.abspath(expanded(few_shot_source))  # noqa: PTH100, links stay as the user wrote them
 
 
 def files_in_folder(folder: str | Path, *, may_be_abnormal: bool = False) -> list[Path]:
     """Return the image files in a folder and the folders in it, sorted; or the file itself, if it is one.
+
+    Hidden ones, whose names start with a dot, are left out.
 
     Args:
         folder: The folder.
         may_be_abnormal: Whether images may have defects. Default: no.
 
     Raises:
-        ReferenceImageError: If there is no such folder, no image in it, or it or a folder in it is named for masks or,
-            unless images may have them, for defects or tests.
+        ReferenceImageError: If there is no such folder, no image in it, a folder in it cannot be read, or it or a
+            folder in it is named for masks or, unless images may have them, for defects or tests.
     """
     path = Path(folder)
     try:
-        found = [path] if path.is_file() else [each for each in path.rglob("*") if is_image_file(each)]
-        files = sorted(each for each in found if not each.is_dir())
-        exists = path.is_dir()
+        is_file, exists = path.is_file(), path.is_dir()
     except OSError:
-        files, exists = [], False
+        is_file, exists = False, False
+    try:
+        files = [path] if is_file else sorted(_images_below(path) if exists else ())
+    except OSError as error:
+        msg = f"few_shot_source is {shown(str(folder))}, but {error.filename} cannot be read ({error.strerror})"
+        raise ReferenceImageError(msg) from error
     excluded = _MASKS if may_be_abnormal else _MASKS | _ABNORMAL
     for file in files:
         folders = [path.absolute().name, *file.relative_to(path).parts[:-1]] if exists else []
@@ -95,17 +103,41 @@ def files_in_folder(folder: str | Path, *, may_be_abnormal: bool = False) -> lis
     raise ReferenceImageError(msg)
 
 
-def folder_of_class(folder: str, class_name: str) -> str:
-    """Return the folder of the reference images of one of several classes, which is named for it.
+def _images_below(folder: Path) -> Iterator[Path]:
+    """Iterate over the image files in a folder and, links followed once, in the folders in it, except hidden ones."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    seen = set()
+    for parent, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        place = Path(parent).resolve()
+        folders[:] = [] if place in seen else sorted(name for name in folders if not name.startswith("."))
+        if place not in seen:
+            yield from (Path(parent, name) for name in names if is_image_file(name) and not name.startswith("."))
+        seen.add(place)
+
+
+def folder_of_class(folder: str, class_name: str, *, is_only_class: bool = False) -> str:
+    """Return the folder of the reference images of a class: the one in the given folder that is named for the class.
+
+    Args:
+        folder: The given folder.
+        class_name: The class.
+        is_only_class: Whether images show no other class; the given folder is then the one if it has none for the
+            class. Default: no.
 
     Raises:
-        ReferenceImageError: If the folder exists and has no such folder in it.
+        ReferenceImageError: If the folder exists and has no such folder in it, and there are several classes.
     """
     path = Path(folder) / class_name
     try:
-        lacks_it = Path(folder).is_dir() and not path.is_dir()
+        has_it = path.is_dir()
+        lacks_it = Path(folder).is_dir() and not has_it
     except OSError:
-        lacks_it = False
+        has_it, lacks_it = False, False
+    if is_only_class:
+        return str(path) if has_it else folder
     if lacks_it:
         msg = (
             f"few_shot_source is {shown(folder)}, which has no folder {shown(class_name)}, but images may show that "

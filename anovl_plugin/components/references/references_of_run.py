@@ -109,8 +109,7 @@ class ReferencesMixin(ClassesMixin):
         several = len(self.model.text_banks) > 1 or of_path is not None
         if folder is not None:
             # If images may show several classes, each has a folder of its name, whichever classes this run shows.
-            if several:
-                folder = folder_of_class(folder, class_name)
+            folder = folder_of_class(folder, class_name, is_only_class=not several)
             may_be_abnormal = getattr(self.model.references, "unlabelled", False)
             files = files_in_folder(folder, may_be_abnormal=may_be_abnormal)
             return choose(files, k_shot, shown(folder)), shown(folder)

@@ -1,6 +1,8 @@
 """Which reference images a run takes, and what is said where it cannot take any."""
 
+import os
 import re
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,6 +21,7 @@ from anovl_plugin.components.references.reference_images import (
     check_source_path,
     choose,
     files_in_folder,
+    folder_of_class,
     hash_files,
     read_references,
     training_files,
@@ -51,6 +54,56 @@ def test_a_folder_named_like_an_image_is_none(folder):
     names = [path.name for path in files_in_folder(folder)]
     assert "more.png" not in names
     assert "gone.png" in names, "what is missing is said, not left out"
+
+
+def test_hidden_images_are_left_out(folder, tmp_path):
+    for name in (".thumbnails", "more/.trash"):
+        image_datasets.write_images(folder / name, 1, seed=3)
+    shutil.copy(folder / "000.png", folder / "._000.png")
+    assert len(files_in_folder(folder)) == 6
+    hidden = folder.rename(tmp_path / ".good")
+    assert len(files_in_folder(hidden)) == 6
+
+
+def test_links_to_folders_are_followed_once(folder, tmp_path):
+    image_datasets.write_images(tmp_path / "line 2", 2, seed=3)
+    for name, target in {"line 2": tmp_path / "line 2", "same": tmp_path / "line 2", "circle": folder}.items():
+        (folder / name).symlink_to(target)
+    names = [str(path.relative_to(folder)) for path in files_in_folder(folder)]
+    assert names[3:5] == ["line 2/000.png", "line 2/001.png"]
+    assert len(names) == 8
+    (folder / "masks").symlink_to(tmp_path / "line 2")
+    (folder / "line 2").unlink()
+    with pytest.raises(ReferenceImageError, match="where a folder is named 'masks'"):
+        files_in_folder(folder)
+
+
+def test_a_folder_in_it_that_cannot_be_read(folder, monkeypatch):
+    scan = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("more"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with raises(f"few_shot_source is '{folder}', but {folder}/more cannot be read (Permission denied)"):
+        files_in_folder(folder)
+
+
+@pytest.mark.parametrize("path", ["shots", "./shots/", "~/shots", "more/../shots"])
+def test_path_of_the_folder_is_absolute(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert check_source_path(path) == check_source_path(tmp_path / "shots") == str(tmp_path / "shots")
+
+
+@pytest.mark.parametrize("name", ["bottle", "x" * 300])
+def test_folder_of_the_only_class(name, tmp_path):
+    assert folder_of_class(str(tmp_path), name, is_only_class=True) == str(tmp_path)
+    (tmp_path / "bottle").mkdir()
+    found = folder_of_class(str(tmp_path), name, is_only_class=True)
+    assert found == str(tmp_path / "bottle" if name == "bottle" else tmp_path)
 
 
 def test_a_folder_without_images(tmp_path):
