@@ -49,6 +49,25 @@ def test_two_processes_give_the_same_as_one(single_process, surfaces, tmp_path):
     assert sorted("/".join(path.parts[-2:]) for path in pictures) == sorted("/".join(p.parts[-2:]) for p in tested)
 
 
+@pytest.mark.parametrize("seed", [None, 0])
+def test_two_processes_with_images_split_at_random(seed, surfaces, tmp_path):
+    surfaces().prepare_data()
+    command = (
+        "anomalib test --model AnoVL --model.backbone anovl-demo --model.class_name brick --model.domain texture "
+        "--model.k_shot 2 --model.visualizer false --data Folder --data.name bricks --data.normal_dir train/good "
+        f"--data.abnormal_dir test/crack --data.root {surfaces().root}/brick --data.num_workers 0 "
+        "--trainer.accelerator cpu --trainer.devices 2 --trainer.strategy ddp"
+    )
+    done = run(shlex.split(command + ("" if seed is None else f" --data.seed {seed}")), tmp_path)
+    if seed is None:
+        error = "error: each of the 2 processes has other images, because Folder splits them at random; set its seed"
+        assert done.returncode == 1
+        assert error in done.stderr
+        assert "Traceback" not in done.stderr
+    else:
+        assert done.returncode == 0, done.stderr[-2000:]
+
+
 def test_shards_on_two_processes(tmp_path, monkeypatch):
     """The example of docs/scale.md, as it stands there."""
     blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "docs" / "scale.md").read_text(), re.DOTALL)

@@ -1,14 +1,58 @@
 """Evaluation in several processes that counts each image once."""
 
-from lightning.pytorch import Trainer
+import hashlib
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader, SequentialSampler
 
+from anovl_plugin.components.images.datasets import paths_of
 from anovl_plugin.hosts.lightning import (
     LoaderCallback,
     UnrepeatedDistributedSampler,
     divides_images,
     replace_sampler,
 )
+
+
+class SplitError(ValueError):
+    """The processes of a run do not have the same images."""
+
+
+class SameImages(Callback):
+    """Stops a run in several processes if each has split the data module's images otherwise, as without a seed.
+
+    Some images would count twice, others not at all, and each process would have other reference images.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Compare the images of all processes.
+
+        Raises:
+            SplitError: In all processes, if they differ.
+        """
+        del pl_module, stage
+        datamodule: object = getattr(trainer, "datamodule", None)
+        if trainer.world_size == 1 or datamodule is None:
+            return
+        own = hash_subsets(datamodule)
+        if not trainer.strategy.reduce_boolean_decision(own == trainer.strategy.broadcast(own)):
+            msg = (
+                f"each of the {trainer.world_size} processes has other images, because {type(datamodule).__name__} "
+                "splits them at random; set its seed, e.g. --data.seed 0"
+            )
+            raise SplitError(msg)
+
+
+def hash_subsets(datamodule: object) -> str:
+    """Return what tells which images a data module has for training, validation and tests, wherever its folder is."""
+    digest = hashlib.sha256()
+    for name in ("train_data", "val_data", "test_data"):
+        dataset = getattr(datamodule, name, None)
+        paths = () if dataset is None else paths_of(dataset) or ()
+        names = sorted("/".join(Path(path).parts[-2:]) for path in paths)
+        digest.update("\0".join([name, *names, ""]).encode(errors="surrogateescape"))
+    return digest.hexdigest()
 
 
 class UnpaddedEvaluationSampler(LoaderCallback):

@@ -10,6 +10,7 @@ from anovl_plugin.components.images.pre_processor import ImageTooLargeError
 from anovl_plugin.components.images.unreadable import UnreadableImageError
 from anovl_plugin.components.references.reference_images import ReferenceImageError
 from anovl_plugin.components.results.prediction_table import PredictionTable
+from anovl_plugin.components.runs.distributed import SplitError
 from anovl_plugin.hosts.lightning import is_command
 from anovl_plugin.scoring.reference_bank import TooFewReferencesError
 from anovl_plugin.text.text_tower import PromptTooLongError
@@ -23,6 +24,7 @@ _KINDS = (
     ImageTooLargeError,
     PromptTooLongError,
     ReferenceImageError,
+    SplitError,
     TooFewReferencesError,
     UnreadableImageError,
 )

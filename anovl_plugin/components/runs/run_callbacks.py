@@ -19,7 +19,7 @@ from anovl_plugin.components.results.explanation import with_explanations
 from anovl_plugin.components.results.one_class import OneClassMetrics
 from anovl_plugin.components.results.prediction_table import PredictionTable
 from anovl_plugin.components.results.raw_maps import MapFormat, RawMaps
-from anovl_plugin.components.runs.distributed import UnpaddedEvaluationSampler
+from anovl_plugin.components.runs.distributed import SameImages, UnpaddedEvaluationSampler
 from anovl_plugin.components.runs.exit_status import ExitStatus
 from anovl_plugin.components.runs.run_folder import NoEmptyFolders
 from anovl_plugin.components.runs.run_record import RunRecord
@@ -71,6 +71,7 @@ def _arrange(components: Sequence[Callback], on_error: OnError | None, save_maps
         next((found for kind, found in kinds.items() if isinstance(component, kind)), processors).append(component)
     post_processor = next((each for each in processors if isinstance(each, PostProcessor)), None)
     return [
+        SameImages(),
         # These see the loaders in this order.
         FileNames(),
         FullBitDepth(),

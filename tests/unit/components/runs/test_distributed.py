@@ -1,13 +1,22 @@
 """Division of a loader's images among processes."""
 
 import inspect
+import shutil
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
+from anomalib.data import PredictDataset
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
-from anovl_plugin.components.runs.distributed import UnpaddedEvaluationSampler, unpadded_share
+from anovl_plugin.components.runs.distributed import (
+    SameImages,
+    SplitError,
+    UnpaddedEvaluationSampler,
+    hash_subsets,
+    unpadded_share,
+)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
@@ -70,3 +79,29 @@ def test_when_images_are_divided(size, chosen, predicting, divided):
     )
     loader = DataLoader(range(9))
     assert (UnpaddedEvaluationSampler().change_loader(loader, trainer) is not loader) == divided
+
+
+def test_subsets_are_known_by_the_names_of_their_images(bare, tmp_path):
+    def hashed(folder):
+        return hash_subsets(SimpleNamespace(test_data=PredictDataset(folder), val_data=None))
+
+    elsewhere = shutil.copytree(bare, tmp_path / bare.name)
+    assert hashed(elsewhere) == hashed(bare)
+    next(elsewhere.iterdir()).unlink()
+    assert hashed(elsewhere) != hashed(bare)
+
+
+@pytest.mark.parametrize(("size", "agree", "fails"), [(1, False, False), (2, True, False), (2, False, True)])
+def test_processes_must_have_the_same_images(size, agree, fails, bottles):
+    datamodule = bottles()
+    datamodule.setup()
+    strategy = SimpleNamespace(
+        broadcast=lambda value: value if agree else "another", reduce_boolean_decision=lambda value: value
+    )
+    trainer = SimpleNamespace(world_size=size, datamodule=datamodule, strategy=strategy)
+    with (
+        pytest.raises(SplitError, match=r"^each of the 2 processes has other images, .* --data.seed 0$")
+        if fails
+        else nullcontext()
+    ):
+        SameImages().setup(trainer, None, "test")
