@@ -11,7 +11,11 @@ import onnxruntime
 import pytest
 import torch
 from anomalib import LearningType
+from anomalib.data import Folder
+from anomalib.pre_processing import PreProcessor
+from PIL import Image
 from torch.testing import assert_close
+from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, RandomVerticalFlip, Resize
 
 from anovl_plugin import AnoVL, AnoVLModel, LinearAdapter, MapScore, MultiCategory, PatchMemory, PatchSubspace
 from anovl_plugin.components.checkpoints.settings import CheckpointError
@@ -88,6 +92,40 @@ def test_references_get_the_models_own_pre_processing(make, shots, bare, tmp_pat
     other = engine.predict(model, data_path=bare, return_predictions=True)
     assert all(batch.anomaly_map.std() < 1e-4 for batch in own)
     assert all(batch.anomaly_map.std() > 1e-3 for batch in other)
+
+
+def test_references_are_augmented_like_test_images(make, tmp_path):
+    image_datasets.write_mvtec(tmp_path)
+    model = make(references=PatchMemory(weight=1), k_shot=2, class_name="bottle", post_processor=False, evaluator=False)
+    good = tmp_path / "bottle" / "train" / "good"
+    folders = {"normal_dir": good, "normal_test_dir": good, "val_split_mode": "none", "num_workers": 0}
+    data = Folder("bottles", **folders, test_augmentations=RandomVerticalFlip(p=1))
+    engine = quiet_engine(tmp_path)
+    engine.test(model, data, verbose=False)
+    bank = banks_of(model)["bottle"]
+    upright = make(references=PatchMemory(weight=1), k_shot=2, class_name="bottle", evaluator=False)
+    engine.test(upright, Folder("bottles", **folders), verbose=False)
+    assert not torch.equal(bank.fitted["tokens_0"], banks_of(upright)["bottle"].fitted["tokens_0"])
+    # Without the data module, the same images are others.
+    flipped = tmp_path / "flipped"
+    flipped.mkdir()
+    for path in good.iterdir():
+        Image.open(path).transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(flipped / path.name)
+    same = make(references=PatchMemory(weight=1), k_shot=2, class_name="bottle", few_shot_source=flipped)
+    run_predict(same, tmp_path, data_path=flipped)
+    assert_close(bank.fitted["tokens_0"], banks_of(same)["bottle"].fitted["tokens_0"], **EXACT)
+
+
+def test_another_pre_processor_makes_another_bank(make, shots, bare, tmp_path):
+    def processor(side):
+        size = torch.Size((32, 32))
+        return PreProcessor(transform=Compose([CenterCrop(side), Resize(size), Normalize([0.5] * 3, [0.25] * 3)]))
+
+    model = make(few_shot_source=shots, class_name="bottle", pre_processor=processor(24))
+    run_predict(model, tmp_path, data_path=bare)
+    model.pre_processor = processor(30)
+    fresh = make(few_shot_source=shots, class_name="bottle", pre_processor=processor(30))
+    assert_same(run_predict(model, tmp_path, data_path=bare), run_predict(fresh, tmp_path, data_path=bare))
 
 
 def test_choice_and_results_are_the_same_every_time(make, shots, bare, tmp_path):

@@ -220,13 +220,17 @@ def read_references(files: Sequence[Path], transform: nn.Module | None) -> list[
     return images
 
 
-def hash_files(files: Sequence[Path]) -> str:
+def hash_files(files: Sequence[Path], transform: nn.Module | None = None) -> str:
     """Return the SHA-256 of names, sizes and times of change of files, as 64 hexadecimal digits.
+
+    Args:
+        files: Image files.
+        transform: What is done to the images, which enters as it is printed. Default: nothing.
 
     Raises:
         ReferenceImageError: If a file is not there.
     """
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(repr(transform).encode())
     for path in files:
         try:
             state = path.stat()

@@ -90,11 +90,11 @@ class ReferencesMixin(ClassesMixin):
         banks: Any = self.model.reference_banks
         class_name = str(text_bank.class_name)
         files, origin = self._find_references(class_name)
-        present, source = banks.find(class_name), hash_files(files)
+        transform = self._transform()
+        present, source = banks.find(class_name), hash_files(files, transform)
         wanted = self.model.reference_identity(text_bank, len(files), source)
         if present is not None and present.is_for(wanted, self.model.references):
             return
-        transform: nn.Module | None = getattr(self.pre_processor, "transform", None)
         self.model.build_reference_bank(read_references(files, transform), class_name, source)
         size = banks.find(class_name).num_bytes / 1e6
         count = f"{len(files)} image{'' if len(files) == 1 else 's'}"
@@ -102,6 +102,12 @@ class ReferencesMixin(ClassesMixin):
         # Thresholds are only valid for the references that they were set with.
         if present is not None and isinstance(self.post_processor, ZeroShotPostProcessor):
             self.post_processor.reset()
+
+    def _transform(self) -> nn.Module | None:
+        """Return what is done to a test image: the augmentations of the data module, then the pre-processor's part."""
+        augmentations = getattr(self.datamodule, "test_augmentations", None)
+        own: nn.Module | None = getattr(self.pre_processor, "transform", None)
+        return own if augmentations is None else nn.Sequential(augmentations, *([] if own is None else [own]))
 
     def _find_references(self, class_name: str) -> tuple[list[Path], str]:
         folder, k_shot = self.settings["few_shot_source"], self.settings["k_shot"]

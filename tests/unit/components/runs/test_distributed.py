@@ -99,9 +99,6 @@ def test_processes_must_have_the_same_images(size, agree, fails, bottles):
         broadcast=lambda value: value if agree else "another", reduce_boolean_decision=lambda value: value
     )
     trainer = SimpleNamespace(world_size=size, datamodule=datamodule, strategy=strategy)
-    with (
-        pytest.raises(SplitError, match=r"^each of the 2 processes has other images, .* --data.seed 0$")
-        if fails
-        else nullcontext()
-    ):
+    error = pytest.raises(SplitError, match=r"^each of the 2 processes has other images, .* --data.seed 0$")
+    with error if fails else nullcontext():
         SameImages().setup(trainer, None, "test")
