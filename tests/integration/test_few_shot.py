@@ -128,6 +128,15 @@ def test_another_pre_processor_makes_another_bank(make, shots, bare, tmp_path):
     assert_same(run_predict(model, tmp_path, data_path=bare), run_predict(fresh, tmp_path, data_path=bare))
 
 
+def test_references_that_are_tested_are_told(make, bottles, tmp_path, caplog):
+    tested = bottles().root / "bottle" / "test" / "good"
+    run_test(make(few_shot_source=tested, k_shot=1), tmp_path, bottles())
+    assert "1 of 1 reference images are also tested; they score lower than others" in caplog.text
+    caplog.clear()
+    run_test(make(k_shot=1), tmp_path, bottles())
+    assert "also tested" not in caplog.text
+
+
 def test_choice_and_results_are_the_same_every_time(make, shots, bare, tmp_path):
     runs = []
     for seed in (1, 2):

@@ -13,6 +13,7 @@ import torch
 from anomalib.data import AnomalibDataModule
 from torch import Tensor, nn
 
+from anovl_plugin.components.images.datasets import paths_of
 from anovl_plugin.components.images.image_file import read_header, read_image
 from anovl_plugin.components.images.pre_processor import naming
 from anovl_plugin.components.images.unreadable import explain
@@ -165,6 +166,12 @@ def training_files(datamodule: AnomalibDataModule | None) -> list[Path]:
         raise ReferenceImageError(msg)
     normal = samples[samples["label_index"] == 0] if "label_index" in samples else samples
     return sorted(Path(path) for path in normal["image_path"])
+
+
+def evaluated_files(datamodule: AnomalibDataModule | None) -> set[Path]:
+    """Return the files of the validation and test images of a data module, links resolved, as far as they are known."""
+    datasets = [getattr(datamodule, name, None) for name in ("val_data", "test_data")]
+    return {Path(path).resolve() for dataset in datasets if dataset is not None for path in paths_of(dataset) or ()}
 
 
 def choose(files: Sequence[Path], k_shot: int, origin: str, seed: int = SEED) -> list[Path]:

@@ -12,6 +12,7 @@ from anovl_plugin.components.references.reference_images import (
     check_k_shot,
     check_source_path,
     choose,
+    evaluated_files,
     files_in_folder,
     folder_of_class,
     hash_files,
@@ -99,6 +100,10 @@ class ReferencesMixin(ClassesMixin):
         size = banks.find(class_name).num_bytes / 1e6
         count = f"{len(files)} image{'' if len(files) == 1 else 's'}"
         logger.info("Reference bank of class %r: %s from %s, %.2g MB.", class_name, count, origin, size)
+        shared = len({path.resolve() for path in files} & evaluated_files(self.datamodule))
+        if shared:
+            text = "%d of %d reference images are also tested; they score lower than others, so metrics are too good."
+            logger.warning(text, shared, len(files))
         # Thresholds are only valid for the references that they were set with.
         if present is not None and isinstance(self.post_processor, ZeroShotPostProcessor):
             self.post_processor.reset()
