@@ -134,6 +134,20 @@ def test_a_self_contained_checkpoint_needs_no_source(weights_of, bottles, bare, 
     assert_same(run_predict(loaded, tmp_path / "three", data_path=bare), expected)
 
 
+def test_a_relative_and_an_absolute_path_of_the_weights_agree(weights_of, bottles, bare, tmp_path, monkeypatch):
+    file = Path(shutil.copy(weights_of("tiny-square"), tmp_path / "clip.safetensors"))
+    monkeypatch.chdir(tmp_path)
+    model = AnoVL("tiny-square", pretrained=file.name, save_backbone=True, visualizer=False)
+    run_test(model, tmp_path / "test", bottles())
+    expected = run_predict(model, tmp_path / "one", data_path=bare)
+    (checkpoint,) = (tmp_path / "test").rglob("*.ckpt")
+    found = AnoVL("tiny-square", pretrained=file, visualizer=False)
+    assert_same(run_predict(found, tmp_path / "two", data_path=bare, ckpt_path=checkpoint), expected)
+    other = Path(shutil.copy(file, tmp_path / "other.safetensors"))
+    with pytest.raises(CheckpointError, match=r"^pretrained is '.*other\.safetensors', but the checkpoint was"):
+        run_predict(AnoVL("tiny-square", pretrained=other), tmp_path, data_path=bare, ckpt_path=checkpoint)
+
+
 def test_missing_weights_are_a_one_line_error(weights_of, bottles, bare, tmp_path):
     moved = shutil.copy(weights_of("tiny-square"), tmp_path / "moved.safetensors")
     model = AnoVL("tiny-square", pretrained=moved, visualizer=False)
