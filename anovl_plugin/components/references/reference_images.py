@@ -64,18 +64,21 @@ def check_source_path(few_shot_source: object) -> str | None:
     return os.path.abspath(expanded(few_shot_source))  # noqa: PTH100, links stay as the user wrote them
 
 
-def files_in_folder(folder: str | Path, *, may_be_abnormal: bool = False) -> list[Path]:
+def files_in_folder(
+    folder: str | Path, *, source: str | Path | None = None, may_be_abnormal: bool = False
+) -> list[Path]:
     """Return the image files in a folder and the folders in it, sorted; or the file itself, if it is one.
 
     Hidden ones, whose names start with a dot, are left out.
 
     Args:
         folder: The folder.
+        source: The few_shot_source, which it is in. Default: the folder itself.
         may_be_abnormal: Whether images may have defects. Default: no.
 
     Raises:
-        ReferenceImageError: If there is no such folder, no image in it, a folder in it cannot be read, or it or a
-            folder in it is named for masks or, unless images may have them, for defects or tests.
+        ReferenceImageError: If there is no such folder, no image in it, a folder in it cannot be read, or the source
+            or a folder between it and an image is named for masks or, unless images may have them, defects or tests.
     """
     path = Path(folder)
     try:
@@ -88,12 +91,13 @@ def files_in_folder(folder: str | Path, *, may_be_abnormal: bool = False) -> lis
         msg = f"few_shot_source is {shown(str(folder))}, but {error.filename} cannot be read ({error.strerror})"
         raise ReferenceImageError(msg) from error
     excluded = _MASKS if may_be_abnormal else _MASKS | _ABNORMAL
+    top = path if source is None else Path(source)
     for file in files:
-        folders = [path.absolute().name, *file.relative_to(path).parts[:-1]] if exists else []
+        folders = [top.absolute().name, *file.relative_to(top).parts[:-1]] if exists else []
         wrong = next((name for name in folders if name.lower() in excluded), None)
         if wrong is not None:
             msg = (
-                f"few_shot_source is {shown(str(folder))}, where a folder is named {shown(wrong)}, as if it held no "
+                f"few_shot_source is {shown(str(top))}, where a folder is named {shown(wrong)}, as if it held no "
                 "good parts; give the folder of the good images alone, or rename it"
             )
             raise ReferenceImageError(msg)
@@ -131,9 +135,9 @@ def folder_of_class(folder: str, class_name: str, *, is_only_class: bool = False
     Raises:
         ReferenceImageError: If the folder exists and has no such folder in it, and there are several classes.
     """
-    path = Path(folder) / class_name
+    path, name = Path(folder) / class_name, Path(class_name)
     try:
-        has_it = path.is_dir()
+        has_it = path.is_dir() and not name.is_absolute() and ".." not in name.parts
         lacks_it = Path(folder).is_dir() and not has_it
     except OSError:
         has_it, lacks_it = False, False

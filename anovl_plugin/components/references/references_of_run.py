@@ -120,10 +120,10 @@ class ReferencesMixin(ClassesMixin):
         several = len(self.model.text_banks) > 1 or of_path is not None
         if folder is not None:
             # If images may show several classes, each has a folder of its name, whichever classes this run shows.
-            folder = folder_of_class(folder, class_name, is_only_class=not several)
+            own = folder_of_class(folder, class_name, is_only_class=not several)
             may_be_abnormal = getattr(self.model.references, "unlabelled", False)
-            files = files_in_folder(folder, may_be_abnormal=may_be_abnormal)
-            return choose(files, k_shot, shown(folder)), shown(folder)
+            files = files_in_folder(own, source=folder, may_be_abnormal=may_be_abnormal)
+            return choose(files, k_shot, shown(own)), shown(own)
         if not k_shot:
             msg = (
                 f"references is {type(self.model.references).__name__}, but there are no reference images; set k_shot, "

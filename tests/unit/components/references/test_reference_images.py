@@ -98,7 +98,7 @@ def test_path_of_the_folder_is_absolute(path, tmp_path, monkeypatch):
     assert check_source_path(path) == check_source_path(tmp_path / "shots") == str(tmp_path / "shots")
 
 
-@pytest.mark.parametrize("name", ["bottle", "x" * 300])
+@pytest.mark.parametrize("name", ["bottle", "x" * 300, ".", "..", "/", "bottle/.."])
 def test_folder_of_the_only_class(name, tmp_path):
     assert folder_of_class(str(tmp_path), name, is_only_class=True) == str(tmp_path)
     (tmp_path / "bottle").mkdir()
@@ -241,3 +241,12 @@ def test_folder_of_what_is_no_good_part_is_an_error(name, tmp_path):
         assert len(files_in_folder(tmp_path, may_be_abnormal=True)) == 2
         assert len(files_in_folder(tmp_path / name, may_be_abnormal=True)) == 1
     assert len(files_in_folder(tmp_path / name / "deep")) == 1
+
+
+def test_folder_of_a_class_in_one_that_holds_no_good_parts(tmp_path):
+    image_datasets.write_images(tmp_path / "test" / "bottle", 1, seed=1)
+    with pytest.raises(
+        ReferenceImageError, match=f"^few_shot_source is '{tmp_path}/test', where a folder is named 'test'"
+    ):
+        files_in_folder(tmp_path / "test" / "bottle", source=tmp_path / "test")
+    assert len(files_in_folder(tmp_path / "test" / "bottle")) == 1
