@@ -91,7 +91,8 @@ class AnoVL(ReferencesMixin, ClassesMixin, TextBankExportMixin, CheckpointMixin,
         visualizer: Draws the result pictures. Default: anomalib's.
         on_error: What an image that cannot be read does to a run: ``report`` names it and goes on, ``stop`` ends the
             run. Default: none, which reports in predictions and stops validation and tests.
-        save_maps: Also write the raw anomaly maps, as ``png`` (16 bits) or ``npy`` files. Default: none.
+        save_maps: Also write the raw anomaly maps of tests and predictions, as ``png`` (16 bits) or ``npy`` files.
+            Default: none.
 
     Raises:
         BackboneError: If the CLIP is unknown or of an unsupported kind.
