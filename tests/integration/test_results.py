@@ -349,7 +349,10 @@ def test_a_second_run_of_an_engine_has_a_folder_of_its_own(make, bare, tmp_path)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--model.few_shot_source gone", "few_shot_source is 'gone', but there is no such folder; give a folder of"),
+        (
+            "--model.few_shot_source gone",
+            "few_shot_source is '{here}/gone', but there is no such folder; give a folder of",
+        ),
         (
             "--model.few_shot_source {day}/line1/000.png --model.k_shot 2",
             "k_shot is 2, but '{day}/line1/000.png' has 1",
@@ -361,7 +364,7 @@ def test_a_command_that_fails_says_why_in_one_line(options, message, day, tmp_pa
     data = f"--data {day}/line1/000.png"
     done = run(shlex.split(f"anomalib predict {MODEL} {options.format(day=day)} {data}"), tmp_path)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith(f"error: {message.format(day=day)}")
+    assert done.stderr.splitlines()[-1].startswith(f"error: {message.format(day=day, here=tmp_path)}")
     assert "Traceback" not in done.stdout + done.stderr
     assert list((tmp_path / "results" / "AnoVL").iterdir()) == []
 
