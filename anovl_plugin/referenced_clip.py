@@ -4,6 +4,7 @@ Shapes: B images, T tiles per image (1 without tiles), N patches per tile, C joi
 """
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -107,6 +108,7 @@ class ReferencedCLIP(BankedCLIP):
         """Build the reference bank of a class, unless the model has the very same one.
 
         Copies of an image count once, and a warning says so: the scale of distances is that between different images.
+        Another warns of too few images for the settings.
 
         Args:
             images: Reference images, resized and normalized as for :meth:`forward`, each of shape (3, H, W).
@@ -131,6 +133,9 @@ class ReferencedCLIP(BankedCLIP):
             check_images(image[None])
         distinct = without_copies(images)
         check_count(self.references, len(distinct))
+        caution = self.references.caution(len(distinct))
+        if caution is not None:
+            warnings.warn(caution, UserWarning, stacklevel=2)
         identity = self.reference_identity(text_bank, len(images), source)
         present = self.reference_banks.find(identity.class_name)
         if source is not None and present is not None and present.is_for(identity, self.references):

@@ -86,6 +86,16 @@ class PatchMemory(References):
         """Two if they are unlabelled, else one."""
         return 2 if self.unlabelled else 1
 
+    def caution(self, count: int) -> str | None:
+        """Return a warning if a single distance is the lowest share of those to unlabelled images."""
+        if not self.unlabelled or self._number_averaged(count) > 1:
+            return None
+        return (
+            f"PatchMemory takes the lowest {self.lowest_share:g} of the distances to {count} unlabelled reference "
+            "images, which is a single one, so a defect in one image is normal in all; give more, or a higher "
+            "lowest_share"
+        )
+
     def fit(self, tokens: Sequence[Tensor]) -> Fitted:
         """Return the reference patches, (M, D), or (R, P, D) if they are unlabelled, for each depth."""
         kept = list(tokens) if self.unlabelled else [each.flatten(0, 1) for each in tokens]
@@ -102,8 +112,10 @@ class PatchMemory(References):
         if not self.unlabelled:
             return 0.5 * (1 - highest_cosine(queries, references))
         by_image = torch.stack([highest_cosine(queries, image) for image in references], dim=1)
-        count = max(1, round(self.lowest_share * len(references)))
-        return 0.5 * (1 - by_image.topk(count, dim=1).values.mean(1))
+        return 0.5 * (1 - by_image.topk(self._number_averaged(len(references)), dim=1).values.mean(1))
+
+    def _number_averaged(self, count: int) -> int:
+        return max(1, round(self.lowest_share * count))
 
 
 def highest_cosine(queries: Tensor, references: Tensor) -> Tensor:

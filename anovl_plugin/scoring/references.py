@@ -117,6 +117,15 @@ class References(ABC):
         """How many reference images it takes at least."""
         return 1
 
+    def caution(self, count: int) -> str | None:
+        """Return a warning about a number of reference images that is possible, but too small for the settings.
+
+        Args:
+            count: Number of reference images, at least :attr:`least_images`.
+        """
+        del count
+        return None
+
     def depths_of(self, num_blocks: int, backbone: str | None = None) -> tuple[int, ...]:
         """Return the blocks whose tokens are compared.
 

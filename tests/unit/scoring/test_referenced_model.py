@@ -208,6 +208,21 @@ def test_copies_of_reference_images_change_nothing(part, make_model):
         make_model(PatchMemory(unlabelled=True), [one, one])
 
 
+@pytest.mark.parametrize(("count", "share", "is_single"), [(4, 0.3, True), (5, 0.3, False), (4, 0.5, False)])
+def test_unlabelled_images_of_which_a_single_one_counts(count, share, is_single, make_model, recwarn):
+    model = make_model(PatchMemory())
+    many = images_for(model, count, seed=1)
+    recwarn.clear()
+    images, part = images_for(model, 2), PatchMemory(unlabelled=True, lowest_share=share)
+    result, nearest = make_model(part, many)(images), make_model(PatchMemory(), many)(images)
+    assert torch.allclose(result.anomaly_map, nearest.anomaly_map, **EXACT) == is_single
+    expected = (
+        f"PatchMemory takes the lowest {share} of the distances to {count} unlabelled reference images, which is a "
+        "single one, so a defect in one image is normal in all; give more, or a higher lowest_share"
+    )
+    assert [str(each.message) for each in recwarn] == [expected] * is_single
+
+
 def test_state_dict_holds_the_references(make_model, weights_of):
     model = make_model(PatchMemory())
     other = AnoVLModel(NAME, pretrained=weights_of(NAME), references=PatchMemory())
