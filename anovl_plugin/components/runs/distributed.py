@@ -3,10 +3,11 @@
 import hashlib
 from pathlib import Path
 
+from anomalib.data.utils.synthetic import SyntheticAnomalyDataset
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader, SequentialSampler
 
-from anovl_plugin.components.images.datasets import paths_of
+from anovl_plugin.components.images.datasets import leaves, paths_of
 from anovl_plugin.hosts.lightning import (
     LoaderCallback,
     UnrepeatedDistributedSampler,
@@ -45,11 +46,16 @@ class SameImages(Callback):
 
 
 def hash_subsets(datamodule: object) -> str:
-    """Return what tells which images a data module has for training, validation and tests, wherever its folder is."""
+    """Return what tells which images a data module has for training, validation and tests, wherever its folder is.
+
+    Those with synthetic defects do not count: no seed makes anomalib paint the same ones in each process.
+    """
     digest = hashlib.sha256()
     for name in ("train_data", "val_data", "test_data"):
         dataset = getattr(datamodule, name, None)
-        paths = () if dataset is None else paths_of(dataset) or ()
+        if dataset is None or any(isinstance(each, SyntheticAnomalyDataset) for each in leaves(dataset)):
+            continue
+        paths = paths_of(dataset) or ()
         names = sorted("/".join(Path(path).parts[-2:]) for path in paths)
         digest.update("\0".join([name, *names, ""]).encode(errors="surrogateescape"))
     return digest.hexdigest()

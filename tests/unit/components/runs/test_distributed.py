@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from anomalib.data import PredictDataset
+from anomalib.data import Folder, PredictDataset
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from anovl_plugin.components.runs.distributed import (
@@ -17,6 +17,7 @@ from anovl_plugin.components.runs.distributed import (
     hash_subsets,
     unpadded_share,
 )
+from tests.helpers.image_datasets import write_images
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
@@ -89,6 +90,19 @@ def test_subsets_are_known_by_the_names_of_their_images(bare, tmp_path):
     assert hashed(elsewhere) == hashed(bare)
     next(elsewhere.iterdir()).unlink()
     assert hashed(elsewhere) != hashed(bare)
+
+
+@pytest.mark.parametrize("seed", [None, 0])
+def test_synthetic_defects_may_differ_where_the_other_images_do_not(seed, tmp_path):
+    write_images(tmp_path / "good", 12, seed=1)
+
+    def hashed():
+        options = {"normal_dir": "good", "test_split_mode": "synthetic", "val_split_mode": "synthetic", "seed": seed}
+        datamodule = Folder("nuts", root=tmp_path, **options)
+        datamodule.setup()
+        return hash_subsets(datamodule)
+
+    assert (hashed() == hashed()) == (seed == 0)
 
 
 @pytest.mark.parametrize(("size", "agree", "fails"), [(1, False, False), (2, True, False), (2, False, True)])
