@@ -18,7 +18,10 @@ from tests.helpers.browser import WIDE, resize
 PHONE = (390, 844)
 # Runs the program, and ends it if it connects to anything but this machine.
 GUARDED = """
-import os, runpy, sys
+import os, runpy, signal, sys
+
+# Ignored in what a shell runs in the background, and so in all that this starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def watch(event, arguments):
     host = None
