@@ -131,15 +131,15 @@ class ReferencedCLIP(BankedCLIP):
         text_bank = list(self.text_banks)[at]
         for image in images:
             check_images(image[None])
+        identity = self.reference_identity(text_bank, len(images), source)
+        present = self.reference_banks.find(identity.class_name)
+        if source is not None and present is not None and present.is_for(identity, self.references):
+            return False
         distinct = without_copies(images)
         check_count(self.references, len(distinct))
         caution = self.references.caution(len(distinct))
         if caution is not None:
             warnings.warn(caution, UserWarning, stacklevel=2)
-        identity = self.reference_identity(text_bank, len(images), source)
-        present = self.reference_banks.find(identity.class_name)
-        if source is not None and present is not None and present.is_for(identity, self.references):
-            return False
         with torch.inference_mode(False), torch.no_grad():
             encoded = [self._encode_reference(image[None], text_bank, identity.depths) for image in distinct]
         tokens = [same_number_of_patches(each) for each in zip(*(each.tokens for each in encoded), strict=True)]

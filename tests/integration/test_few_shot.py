@@ -15,6 +15,7 @@ from anomalib.data import Folder
 from anomalib.pre_processing import PreProcessor
 from PIL import Image
 from torch.testing import assert_close
+from torchvision import transforms
 from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, RandomVerticalFlip, Resize
 
 from anovl_plugin import AnoVL, AnoVLModel, LinearAdapter, MapScore, MultiCategory, PatchMemory, PatchSubspace
@@ -94,26 +95,46 @@ def test_references_get_the_models_own_pre_processing(make, shots, bare, tmp_pat
     assert all(batch.anomaly_map.std() > 1e-3 for batch in other)
 
 
-def test_references_are_augmented_like_test_images(make, tmp_path):
+@pytest.mark.parametrize(
+    ("augmentations", "is_flipped"),
+    [
+        (RandomVerticalFlip(p=1), True),
+        (transforms.Compose([transforms.RandomVerticalFlip(p=1)]), True),
+        # anomalib resizes images as the model does instead.
+        (Resize((8, 8)), False),
+    ],
+    ids=["module", "function", "resizing"],
+)
+def test_references_are_augmented_like_test_images(augmentations, is_flipped, make, tmp_path):
     image_datasets.write_mvtec(tmp_path)
     model = make(references=PatchMemory(weight=1), k_shot=2, class_name="bottle", post_processor=False, evaluator=False)
     good = tmp_path / "bottle" / "train" / "good"
     folders = {"normal_dir": good, "normal_test_dir": good, "val_split_mode": "none", "num_workers": 0}
-    data = Folder("bottles", **folders, test_augmentations=RandomVerticalFlip(p=1))
-    engine = quiet_engine(tmp_path)
-    engine.test(model, data, verbose=False)
+    data = Folder("bottles", **folders, test_augmentations=augmentations)
+    quiet_engine(tmp_path).test(model, data, verbose=False)
     bank = banks_of(model)["bottle"]
-    upright = make(references=PatchMemory(weight=1), k_shot=2, class_name="bottle", evaluator=False)
-    engine.test(upright, Folder("bottles", **folders), verbose=False)
-    assert not torch.equal(bank.fitted["tokens_0"], banks_of(upright)["bottle"].fitted["tokens_0"])
     # Without the data module, the same images are others.
     flipped = tmp_path / "flipped"
     flipped.mkdir()
     for path in good.iterdir():
         Image.open(path).transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(flipped / path.name)
-    same = make(references=PatchMemory(weight=1), k_shot=2, class_name="bottle", few_shot_source=flipped)
-    run_predict(same, tmp_path, data_path=flipped)
-    assert_close(bank.fitted["tokens_0"], banks_of(same)["bottle"].fitted["tokens_0"], **EXACT)
+    expected, others = (good, flipped)[is_flipped], (flipped, good)[is_flipped]
+    for folder, is_same in ((expected, True), (others, False)):
+        plain = make(references=PatchMemory(weight=1), k_shot=2, class_name="bottle", few_shot_source=folder)
+        run_predict(plain, tmp_path, data_path=good)
+        tokens = banks_of(plain)["bottle"].fitted["tokens_0"]
+        assert torch.allclose(bank.fitted["tokens_0"], tokens, **EXACT) == is_same
+
+
+def test_augmented_references_and_their_thresholds_outlast_the_test(make, shots, bottles, bare, tmp_path):
+    model, data = make(few_shot_source=shots, class_name="bottle"), bottles()
+    data.test_augmentations = RandomVerticalFlip(p=1)
+    quiet_engine(tmp_path).test(model, data, verbose=False)
+    threshold, bank = float(model.post_processor.image_threshold), banks_of(model)["bottle"]
+    assert threshold != 0.5
+    run_predict(model, tmp_path, data_path=bare)
+    assert float(model.post_processor.image_threshold) == threshold
+    assert banks_of(model)["bottle"] is bank
 
 
 def test_another_pre_processor_makes_another_bank(make, shots, bare, tmp_path):

@@ -60,7 +60,9 @@ def test_two_processes_with_images_split_at_random(seed, surfaces, tmp_path):
     )
     done = run(shlex.split(command + ("" if seed is None else f" --data.seed {seed}")), tmp_path)
     if seed is None:
-        error = "error: each of the 2 processes has other images, because Folder splits them at random; set its seed"
+        error = (
+            "error: each of the 2 processes has different images, because Folder splits them at random; set its seed"
+        )
         assert done.returncode == 1
         assert error in done.stderr
         assert "Traceback" not in done.stderr

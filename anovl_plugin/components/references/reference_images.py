@@ -88,7 +88,10 @@ def files_in_folder(
     try:
         files = [path] if is_file else sorted(_images_below(path) if exists else ())
     except OSError as error:
-        msg = f"few_shot_source is {shown(str(folder))}, but {error.filename} cannot be read ({error.strerror})"
+        msg = (
+            f"few_shot_source is {shown(str(folder))}, but {error.filename} cannot be read ({error.strerror}); make it "
+            "readable, or move it elsewhere"
+        )
         raise ReferenceImageError(msg) from error
     excluded = _MASKS if may_be_abnormal else _MASKS | _ABNORMAL
     top = path if source is None else Path(source)
@@ -175,7 +178,8 @@ def training_files(datamodule: AnomalibDataModule | None) -> list[Path]:
 def evaluated_files(datamodule: AnomalibDataModule | None) -> set[Path]:
     """Return the files of the validation and test images of a data module, links resolved, as far as they are known."""
     datasets = [getattr(datamodule, name, None) for name in ("val_data", "test_data")]
-    return {Path(path).resolve() for dataset in datasets if dataset is not None for path in paths_of(dataset) or ()}
+    paths = {path for dataset in datasets if dataset is not None for path in paths_of(dataset) or ()}
+    return {Path(path).resolve() for path in paths}
 
 
 def choose(files: Sequence[Path], k_shot: int, origin: str, seed: int = SEED) -> list[Path]:

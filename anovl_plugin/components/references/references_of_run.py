@@ -1,10 +1,12 @@
 """The reference images of the current run, and the bank that is built of them."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torchvision.transforms.v2 import Compose
 
 from anovl_plugin.components.classes.classes_of_run import ClassesMixin
 from anovl_plugin.components.references.reference_images import (
@@ -49,6 +51,9 @@ def parse_few_shot(k_shot: object, few_shot_source: object, references: object) 
 
 class ReferencesMixin(ClassesMixin):
     """Chooses and reads the reference images of a run, and has the banks built."""
+
+    # In a tuple, or a module would be a part of the model.
+    _augmentations: tuple[Callable[[Tensor], Tensor], ...] = ()
 
     def build_text_bank(self) -> None:
         """Load the CLIP and build the text bank and the reference bank of each class, unless the model has them."""
@@ -109,10 +114,18 @@ class ReferencesMixin(ClassesMixin):
             self.post_processor.reset()
 
     def _transform(self) -> nn.Module | None:
-        """Return what is done to a test image: the augmentations of the data module, then the pre-processor's part."""
-        augmentations = getattr(self.datamodule, "test_augmentations", None)
-        own: nn.Module | None = getattr(self.pre_processor, "transform", None)
-        return own if augmentations is None else nn.Sequential(augmentations, *([] if own is None else [own]))
+        """Return what is done to a test image: the augmentations of the data module, then the pre-processor's part.
+
+        Without a data module, those of the run before count, as those of a checkpoint do.
+        """
+        if self.datamodule is not None:
+            is_wanted = getattr(self.datamodule, "test_augmentations", None) is not None
+            # As anomalib has changed them: it puts the model's resizing in place of another.
+            augmentations = getattr(getattr(self.datamodule, "test_data", None), "augmentations", None)
+            self._augmentations = (augmentations,) if is_wanted and augmentations is not None else ()
+        transform: nn.Module | None = getattr(self.pre_processor, "transform", None)
+        steps = [*self._augmentations, *([] if transform is None else [transform])]
+        return Compose(steps) if self._augmentations else transform
 
     def _find_references(self, class_name: str) -> tuple[list[Path], str]:
         folder, k_shot = self.settings["few_shot_source"], self.settings["k_shot"]

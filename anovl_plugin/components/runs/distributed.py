@@ -34,12 +34,12 @@ class SameImages(Callback):
         """
         del pl_module, stage
         datamodule: object = getattr(trainer, "datamodule", None)
-        if trainer.world_size == 1 or datamodule is None:
+        if datamodule is None or not divides_images(trainer):
             return
         own = hash_subsets(datamodule)
         if not trainer.strategy.reduce_boolean_decision(own == trainer.strategy.broadcast(own)):
             msg = (
-                f"each of the {trainer.world_size} processes has other images, because {type(datamodule).__name__} "
+                f"each of the {trainer.world_size} processes has different images, because {type(datamodule).__name__} "
                 "splits them at random; set its seed, e.g. --data.seed 0"
             )
             raise SplitError(msg)

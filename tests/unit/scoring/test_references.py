@@ -272,6 +272,10 @@ def test_too_few_images(part, count, message):
         ReferenceBank().build(part, [units(count, 1, 4)], noise(count, 1), IDENTITY._replace(num_images=count))
 
 
+def test_all_distances_to_unlabelled_images_may_count():
+    assert PatchMemory(unlabelled=True, lowest_share=1).lowest_share == 1
+
+
 def test_depths_are_those_given_else_measured_else_the_ends_of_quarters():
     assert PatchMemory(depths=[2, 5]).depths_of(5, "anovl-demo") == (2, 5)
     assert PatchMemory().depths_of(5, "anovl-demo") == (1,)

@@ -105,14 +105,26 @@ def test_synthetic_defects_may_differ_where_the_other_images_do_not(seed, tmp_pa
     assert (hashed() == hashed()) == (seed == 0)
 
 
-@pytest.mark.parametrize(("size", "agree", "fails"), [(1, False, False), (2, True, False), (2, False, True)])
-def test_processes_must_have_the_same_images(size, agree, fails, bottles):
+@pytest.mark.parametrize(
+    ("size", "divides", "agree", "fails"),
+    [
+        (1, True, False, False),
+        (2, True, True, False),
+        (2, True, False, True),
+        # A data module that gives each process a share of its own.
+        (2, False, False, False),
+    ],
+)
+def test_processes_must_have_the_same_images(size, divides, agree, fails, bottles):
     datamodule = bottles()
     datamodule.setup()
     strategy = SimpleNamespace(
         broadcast=lambda value: value if agree else "another", reduce_boolean_decision=lambda value: value
     )
-    trainer = SimpleNamespace(world_size=size, datamodule=datamodule, strategy=strategy)
-    error = pytest.raises(SplitError, match=r"^each of the 2 processes has other images, .* --data.seed 0$")
+    connector = SimpleNamespace(use_distributed_sampler=divides)
+    trainer = SimpleNamespace(
+        world_size=size, datamodule=datamodule, strategy=strategy, _accelerator_connector=connector
+    )
+    error = pytest.raises(SplitError, match=r"^each of the 2 processes has different images, .* --data.seed 0$")
     with error if fails else nullcontext():
         SameImages().setup(trainer, None, "test")
