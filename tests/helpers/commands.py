@@ -22,7 +22,10 @@ _ONE_AT_A_TIME = Lock()
 # and ends as a Python does that was started for the command alone.
 STARTER = """
 import json, os, runpy, sys
+# OpenVINO reports that it is imported, from a thread and a process that would still run when this forks.
+sys.modules["openvino_telemetry"] = None
 import anomalib.cli.cli, anomalib.data, anomalib.engine, anomalib.models
+del sys.modules["openvino_telemetry"]
 for line in sys.stdin:
     request = json.loads(line)
     child = os.fork()

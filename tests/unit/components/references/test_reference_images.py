@@ -87,9 +87,8 @@ def test_a_folder_in_it_that_cannot_be_read(folder, monkeypatch):
         return scan(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    with raises(
-        f"few_shot_source is '{folder}', but {folder}/more cannot be read (Permission denied); make it readable, or move it elsewhere"
-    ):
+    advice = "make it readable, or move it elsewhere"
+    with raises(f"few_shot_source is '{folder}', but {folder}/more cannot be read (Permission denied); {advice}"):
         files_in_folder(folder)
 
 
